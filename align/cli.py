@@ -1,0 +1,143 @@
+"""The console command ``winsome``: one table of subcommands, each loaded when it is named.
+
+A subcommand is one module with four names::
+
+    HELP: str                                            one line for the overview
+    EXAMPLE: str                                         a command line that works as it stands
+    add_arguments(parser: argparse.ArgumentParser) -> None
+    run(args: argparse.Namespace) -> int | None          the exit status, None for 0
+
+Its imports at module level are light (no torch, no gradio, no SQL), so that every ``--help`` and
+every error in a configuration answers at once; ``run`` imports what the work needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+COMMANDS = {
+    "demo": "align.commands.demo",
+    "serve": "annotate.commands.serve",
+    "store": "annotate.commands.store",
+    "snapshot": "annotate.commands.snapshot",
+    "generate": "align.commands.generate",
+    "reward": "rewards.commands.reward",
+    "sft": "align.commands.sft",
+    "dpo": "align.commands.dpo",
+    "grpo": "align.commands.grpo",
+    "pretrain": "align.commands.pretrain",
+}
+"""Name on the command line -> module, in the order of the overview."""
+
+INTRODUCTION = """\
+usage: winsome COMMAND [OPTION ...]
+
+Turns designers' picks into a better image model."""
+
+EPILOGUE = """\
+winsome COMMAND --help tells more, with an example.
+WINSOME_TRACEBACK=1 shows where in the code an error arose.
+
+example:
+  winsome demo"""
+
+
+def load_command(name: str) -> ModuleType:
+    """Import the module of subcommand ``name``; ``ValueError`` with the nearest name otherwise."""
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown command {name!r}{hint} (choose from {', '.join(COMMANDS)})")
+    return importlib.import_module(COMMANDS[name])
+
+
+def overview() -> str:
+    """What ``winsome --help`` prints: every subcommand with its one line."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {load_command(name).HELP}" for name in COMMANDS]
+    return "\n".join([INTRODUCTION, "", "commands:", *lines, "", EPILOGUE])
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one subcommand, its example at the end of its help."""
+    module = load_command(name)
+    parser = argparse.ArgumentParser(
+        prog=f"winsome {name}",
+        description=module.HELP,
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def describe(error: Exception) -> str:
+    """One clear message for an error that the user can mend."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        details = [
+            f"{'.'.join(map(str, detail['loc'])) or error.title}: {detail['msg']}"
+            for detail in error.errors(include_url=False)
+        ]
+        return "\n  ".join([f"invalid {error.title}", *details])
+    return str(error) or type(error).__name__
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether the cause lies outside the code: input, configuration, disk, or database.
+
+    The database's own errors are looked up only if SQLAlchemy is loaded: without it none arose.
+    """
+    database = sys.modules.get("sqlalchemy.exc")
+    outside = (OSError, ValueError, *((database.OperationalError,) if database else ()))
+    return isinstance(error, outside)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return the exit status.
+
+    2 for an error that the user can mend, told in one message; 130 when interrupted. Any other
+    exception is a defect of the code and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    try:
+        if name in ("-h", "--help"):
+            print(overview())
+            return 0
+        if name == "--version":
+            from importlib.metadata import version
+
+            print(f"winsome {version('winsome')}")
+            return 0
+        args = command_parser(name).parse_args(arguments[1:])
+        return load_command(name).run(args) or 0
+    except KeyboardInterrupt:
+        print("winsome: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`winsome ... | head`). Python flushes standard output
+        # once more at exit, which would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        if os.environ.get("WINSOME_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"winsome: error: {describe(error)}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

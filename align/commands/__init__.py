@@ -1,0 +1,1 @@
+"""The subcommands of ``winsome`` that train, generate and show the whole circle."""

@@ -1,0 +1,1 @@
+"""The subcommands of ``winsome`` that serve the studio and keep its store."""

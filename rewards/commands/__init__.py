@@ -1,0 +1,1 @@
+"""The subcommands of ``winsome`` that train and judge reward models."""
