@@ -18,7 +18,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-__all__ = ["Config", "ConfigError", "dump_config", "flatten_config", "load_config", "parse_config"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "configs_folder",
+    "dump_config",
+    "find_config",
+    "flatten_config",
+    "load_config",
+    "parse_config",
+]
 
 
 class Config(BaseModel):
@@ -62,6 +71,24 @@ _Loader.add_implicit_resolver(
 )
 
 
+def configs_folder() -> Path:
+    """The folder of the YAML and JSON files that ship with Winsome.
+
+    In a checkout it is ``configs/`` beside the packages; a wheel carries it inside this package.
+    """
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def find_config(path: str | Path) -> Path:
+    """``path`` itself, or the shipped file if the working folder has no ``configs/...`` like it."""
+    path = Path(path)
+    if not path.exists() and path.parts[:1] == ("configs",):
+        shipped = configs_folder().joinpath(*path.parts[1:])
+        return shipped if shipped.is_file() else path
+    return path
+
+
 def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read the YAML file at ``path``, apply ``dotted.key=value`` overrides, validate into ``cls``.
 
@@ -73,7 +100,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         ConfigError: bad YAML, a malformed override, an unknown key or a value out of range; the
             message names the file, the dotted path of each fault and the valid choices.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
     try:
