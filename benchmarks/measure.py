@@ -1,0 +1,77 @@
+"""Measure what this machine can, and record it.
+
+    python -m benchmarks.measure                     the quick areas
+    python -m benchmarks.measure circle --seeds 1 2  one `winsome demo` a seed, minutes each
+
+The tables in the documents are made anew at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import tables
+from benchmarks.bars import BARS
+from benchmarks.record import record
+
+CLI_RUNS = 15
+
+
+def measure_cli(args: argparse.Namespace) -> None:
+    """CPU seconds of ``winsome --help`` in fresh processes, the files in the disk cache."""
+    command = [sys.executable, "-m", "align.cli", "--help"]
+    seconds = []
+    for _ in range(CLI_RUNS + 1):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    record(["cli.help_seconds"], {"seconds": seconds[1:]}, "winsome --help")
+
+
+def measure_circle(args: argparse.Namespace) -> None:
+    """The whole circle, once for every seed, each in a folder of its own."""
+    reports = []
+    with tempfile.TemporaryDirectory(prefix="winsome-bench-") as folder:
+        for seed in args.seeds:
+            out = Path(folder) / f"seed{seed}"
+            subprocess.run(
+                [sys.executable, "-m", "align.cli", "demo", "--seed", str(seed), "--out", str(out)],
+                check=True,
+            )
+            reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
+    seeds = " ".join(map(str, args.seeds))
+    circle = [name for name, bar in BARS.items() if bar.area == "circle"]
+    record(circle, {"reports": reports}, f"winsome demo --seed N, N in {seeds}")
+
+
+QUICK: dict[str, Callable[[argparse.Namespace], None]] = {"cli": measure_cli}
+SLOW: dict[str, Callable[[argparse.Namespace], None]] = {"circle": measure_circle}
+
+
+def main() -> None:
+    measures = QUICK | SLOW
+    parser = argparse.ArgumentParser(description="Measure what this machine can, and record it.")
+    parser.add_argument(
+        "area", nargs="*", help=f"of {', '.join(measures)}; default: the quick ones"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="for circle")
+    args = parser.parse_args()
+    if unknown := set(args.area) - set(measures):
+        parser.error(f"unknown area {', '.join(unknown)} (choose from {', '.join(measures)})")
+    for area in args.area or QUICK:
+        print(f"measuring {area}", flush=True)
+        measures[area](args)
+    for path in tables.rewrite():
+        print(f"rewrote {path}")
+
+
+if __name__ == "__main__":
+    main()

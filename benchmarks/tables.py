@@ -1,0 +1,101 @@
+"""Make the tables of figures in the Markdown files from ``results/*.jsonl``.
+
+    python -m benchmarks.tables            rewrite them
+    python -m benchmarks.tables --check    exit 1 if one is out of date
+
+A table stands between ``<!-- bars: AREA -->`` and ``<!-- /bars -->``. A bar without a line in the
+results reads "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bars import BARS
+from benchmarks.record import RESULTS
+
+ROOT = Path(__file__).parents[1]
+SECTION = re.compile(r"(<!-- bars: (\w+) -->\n)(.*?)(<!-- /bars -->)", re.DOTALL)
+
+
+def newest_lines(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The last line of each measured bar."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(results.glob("*.jsonl")):
+        for text in path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            newest[line["bar"]] = line
+    return newest
+
+
+def table(area: str, results: Path = RESULTS) -> str:
+    """The Markdown table of one area, every bar of it in the order of ``BARS``.
+
+    Raises:
+        ValueError: there is no such area.
+    """
+    bars = [bar for bar in BARS.values() if bar.area == area]
+    if not bars:
+        areas = sorted({bar.area for bar in BARS.values()})
+        raise ValueError(f"unknown area {area!r} (choose from {', '.join(areas)})")
+    newest = newest_lines(results)
+    rows = [
+        "| bar | measured | unit | meaning | against | where, when |",
+        "|---|---|---|---|---|---|",
+    ]
+    for bar in bars:
+        line = newest.get(bar.name)
+        value = f"{line['value']:.4g}" if line else "not measured"
+        origin = f"{line['device']}, {line['date'][:10]}, {line['commit'][:7]}" if line else ""
+        rows.append(
+            f"| `{bar.name}` | {value} | {bar.unit} | {bar.meaning} | {bar.against} | {origin} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """``text`` with every table section made anew."""
+    return SECTION.sub(lambda match: match[1] + table(match[2], results) + match[4], text)
+
+
+def documents() -> list[Path]:
+    """The Markdown files that may hold tables."""
+    return [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        ROOT / "benchmarks/README.md",
+    ]
+
+
+def outdated() -> list[Path]:
+    """The documents whose tables differ from the results."""
+    return [
+        path for path in documents() if rendered(path.read_text("utf-8")) != path.read_text("utf-8")
+    ]
+
+
+def rewrite() -> list[Path]:
+    """Make every table anew; returns the documents that changed."""
+    changed = outdated()
+    for path in changed:
+        path.write_text(rendered(path.read_text("utf-8")), encoding="utf-8")
+    return changed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the tables of figures in the documents.")
+    parser.add_argument("--check", action="store_true", help="change nothing; tell what is old")
+    check = parser.parse_args().check
+    changed = outdated() if check else rewrite()
+    for path in changed:
+        print(f"{path.relative_to(ROOT)}: {'out of date' if check else 'rewritten'}")
+    return 1 if check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
