@@ -1,11 +1,9 @@
-"""The types of a snapshot: what travels from the store to the training machines.
+"""What other packages may import from ``annotate``: the records of a snapshot and its reader.
 
-This is the only module of ``annotate`` that other packages import. It needs pydantic alone: a
-training node reads a snapshot without a database driver.
+It needs pydantic alone: a training node reads a snapshot without a database driver. A snapshot
+is a folder::
 
-A snapshot is a folder::
-
-    snapshot.json       manifest: digest, project, pair policy, counts
+    snapshot.json       manifest: digest, counts, hash of each file
     prompts.jsonl       one `Prompt` a line, sorted by id
     candidates.jsonl    one `Candidate` a line, sorted by id
     tasks.jsonl         one `Task` a line, sorted by id
@@ -13,119 +11,30 @@ A snapshot is a folder::
     images/             <sha256>.png, when cut ``with_images``
 """
 
-from __future__ import annotations
+from annotate.schema import (
+    Candidate,
+    Generation,
+    Outcome,
+    Pick,
+    PreferencePair,
+    Prompt,
+    Question,
+    Record,
+    Run,
+    Split,
+    Task,
+)
 
-from enum import StrEnum
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
-
-
-class Record(BaseModel):
-    """Base of every record: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Question(StrEnum):
-    """What a task asks its annotator to judge."""
-
-    OVERALL = "overall"
-    AESTHETICS = "aesthetics"
-    INSTRUCTION = "instruction"
-    DETAIL = "detail"
-
-
-class Outcome(StrEnum):
-    """How a task ended for one annotator."""
-
-    PICKED = "picked"
-    ALL_BAD = "all_bad"
-    ALL_EQUAL = "all_equal"
-    SKIP = "skip"
-    FLAG = "flag"
-
-
-class Split(StrEnum):
-    """Which part of the data a prompt belongs to; every row of a prompt follows it."""
-
-    TRAIN = "train"
-    VALIDATION = "validation"
-    TEST = "test"
-
-
-class Prompt(Record):
-    id: str
-    text: str
-    lang: str = "en"
-    """BCP 47 tag, e.g. ``en`` or ``zh``."""
-    category: str = ""
-    split: Split = Split.TRAIN
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    """Free structured data, e.g. the specification a poster caption was made from."""
-
-
-class Generation(Record):
-    """Everything that draws a candidate again."""
-
-    model: str
-    """Name or path of the model as the engineer knows it; never shown to annotators."""
-    model_sha256: str
-    seed: str
-    """Decimal text: torch seeds reach 2**64 - 1, more than an SQL integer holds."""
-    noise_key: str = ""
-    """Names the prior noise, ``seed/sample_id/draw`` of `align.mmdit.flow.seeded_noise`."""
-    sampler: str = "flow-euler"
-    steps: int
-    guidance_scale: float
-    height: int
-    width: int
-    dtype: str
-    device: str
-    versions: dict[str, str] = Field(default_factory=dict)
-
-
-class Candidate(Record):
-    id: str
-    prompt_id: str
-    image_sha256: str
-    """SHA-256 of the PNG file's bytes; the image lies at ``images/<sha256>.png``."""
-    width: int
-    height: int
-    generation: Generation | None = None
-    """None for an imported image of unknown origin."""
-
-
-class Task(Record):
-    id: str
-    prompt_id: str
-    question: Question = Question.OVERALL
-    candidate_ids: tuple[str, ...]
-    """In canonical order: the index here is the candidate's ordinal."""
-    kind: str = "standard"
-
-
-class Pick(Record):
-    id: str
-    task_id: str
-    annotator: str
-    """A pseudonym, stable within a project."""
-    revision: int = 1
-    outcome: Outcome
-    win: int | None = None
-    """Ordinal of the best candidate; set exactly when the outcome is ``picked``."""
-    lose: int | None = None
-    """Ordinal of the worst candidate; set exactly when the outcome is ``picked``."""
-
-
-class PreferencePair(Record):
-    """One chosen-against-rejected comparison derived from a pick by a pair policy."""
-
-    pick_id: str
-    task_id: str
-    prompt_id: str
-    question: Question
-    annotator: str
-    chosen_id: str
-    rejected_id: str
-    weight: float = 1.0
+__all__ = [
+    "Candidate",
+    "Generation",
+    "Outcome",
+    "Pick",
+    "PreferencePair",
+    "Prompt",
+    "Question",
+    "Record",
+    "Run",
+    "Split",
+    "Task",
+]

@@ -1,0 +1,59 @@
+"""Who sees which task next, and in which order its candidates stand.
+
+Pure functions of stable keys: the same store hands out the same queue and the same display order
+whatever the order of import, and an order can be recomputed after its lease was lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+MAX_PRIORITY = 1_000
+_PLACE_BITS = 40
+
+
+def queue_rank(task_id: str, priority: int = 0) -> int:
+    """Place of a task in the queue; small is early.
+
+    A higher ``priority`` comes first; within one priority the order is random but fixed, so that
+    neighbouring prompts of a list are not labelled in a row. All slots of a task share its rank:
+    tasks get complete one after the other, and an early snapshot has the full overlap.
+    """
+    if abs(priority) > MAX_PRIORITY:
+        raise ValueError(
+            f"priority must lie between {-MAX_PRIORITY} and {MAX_PRIORITY}, got {priority}"
+        )
+    place = int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:5], "big")
+    return (MAX_PRIORITY - priority << _PLACE_BITS) + place
+
+
+def display_order(secret: bytes, task_id: str, annotator_id: int, n_candidates: int) -> list[int]:
+    """A uniformly random permutation of the ordinals, fixed for (task, annotator).
+
+    ``display_order(...)[position]`` is the ordinal shown at that position.
+    """
+
+    def place(ordinal: int) -> bytes:
+        return keyed_digest(secret, "order", task_id, annotator_id, ordinal)
+
+    return sorted(range(n_candidates), key=place)
+
+
+def canonical_order(candidate_ids: Sequence[str], seed: int, prompt_id: str) -> list[str]:
+    """The candidates in the seeded random order that gives each its ordinal.
+
+    It depends on the set of ids alone, not on how the caller listed them: an ordinal says nothing
+    about which checkpoint or seed drew the candidate.
+    """
+
+    def place(candidate_id: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{prompt_id}\0{candidate_id}".encode()).digest()
+
+    return sorted(candidate_ids, key=place)
+
+
+def keyed_digest(secret: bytes, *parts: object) -> bytes:
+    """HMAC-SHA256 of the parts, unambiguous because no part holds a NUL."""
+    return hmac.digest(secret, "\0".join(map(str, parts)).encode(), "sha256")

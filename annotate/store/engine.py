@@ -1,0 +1,195 @@
+"""The connection to a store: engine, transactions, migrations, the signing secret."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import Engine, Insert, create_engine, event, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import Session
+
+from annotate.migrations import upgrade
+from annotate.store.errors import ConflictError, StoreAccessError
+from annotate.tables import SettingRow
+
+DATABASE_FILE = "winsome.db"
+IMAGES_FOLDER = "images"
+BUSY_TIMEOUT_S = 30
+MAX_BOUND_VALUES = 500
+
+
+class StoreBase:
+    """An open store: where it is, and its two kinds of transaction."""
+
+    def __init__(self, engine: Engine, images: Path, pseudonym_key: str | None = None):
+        self.engine = engine
+        self.images = images
+        self._writer = engine.execution_options(winsome_write=True)
+        # SQLite has one writer: queueing in the process is fairer and faster than busy polling.
+        self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
+        self._secret, self._pseudonym_key = self._load_keys(pseudonym_key)
+
+    @classmethod
+    def open(
+        cls,
+        location: str | Path,
+        images: str | Path | None = None,
+        pseudonym_key: str | None = None,
+    ) -> Self:
+        """Open a store, creating it and bringing its schema up to date where needed.
+
+        Args:
+            location: a folder (SQLite at ``winsome.db`` in it), or a database URL.
+            images: where the PNG files lie; by default ``images`` in the folder. A URL needs it.
+            pseudonym_key: names annotators in snapshots. By default a random one is drawn when
+                the store is made; give one to get equal pseudonyms from several stores.
+
+        Raises:
+            StoreAccessError: the folder or the database cannot be used.
+            StoreError: the schema is newer than this version of winsome, or the key differs.
+        """
+        text = str(location)
+        if "://" in text:
+            if images is None:
+                raise ValueError("a database URL needs a folder for the images beside it")
+            url, images = text, Path(images)
+        else:
+            folder = Path(location)
+            images = Path(images) if images else folder / IMAGES_FOLDER
+            _make_folder(folder)
+            url = f"sqlite:///{folder / DATABASE_FILE}"
+        _make_folder(images)
+        try:
+            engine = make_engine(url)
+        except ArgumentError as error:
+            raise ValueError(f"not a database URL: {text!r} ({error})") from error
+        try:
+            upgrade(engine)
+            return cls(engine, images, pseudonym_key)
+        except OperationalError as error:
+            engine.dispose()
+            raise _access_error(engine, error) from error
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def image_path(self, image_sha256: str) -> Path:
+        """Where the image with these bytes lies."""
+        return self.images / f"{image_sha256}.png"
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        """A transaction that only reads; on SQLite it sees one moment and blocks nobody."""
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except OperationalError as error:
+            raise _access_error(self.engine, error) from error
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        """A transaction that may write; committed on leaving, or rolled back whole."""
+        try:
+            with (
+                self._write_lock,
+                Session(self._writer, expire_on_commit=False) as session,
+                session.begin(),
+            ):
+                yield session
+        except OperationalError as error:
+            raise _access_error(self.engine, error) from error
+
+    def _insert_new(self, row: type[Any]) -> Insert:
+        """An INSERT that leaves rows alone which exist already."""
+        dialect = sqlite if self.is_sqlite else postgresql
+        return dialect.insert(row).on_conflict_do_nothing()
+
+    def _load_keys(self, pseudonym_key: str | None) -> tuple[bytes, bytes]:
+        wanted = {
+            "secret": secrets.token_hex(32),
+            "pseudonym_key": pseudonym_key or secrets.token_hex(32),
+        }
+        with self._read() as session:
+            stored = dict(session.execute(select(SettingRow.key, SettingRow.value)).all())
+        if not wanted.keys() <= stored.keys():
+            with self._write() as session:
+                rows = [{"key": key, "value": value} for key, value in wanted.items()]
+                session.execute(self._insert_new(SettingRow), rows)
+                stored = dict(session.execute(select(SettingRow.key, SettingRow.value)).all())
+        if pseudonym_key is not None and stored["pseudonym_key"] != pseudonym_key:
+            raise ConflictError("this store was made with another pseudonym key")
+        return bytes.fromhex(stored["secret"]), stored["pseudonym_key"].encode()
+
+
+def make_engine(url: str) -> Engine:
+    """An engine whose transactions are safe under several processes.
+
+    SQLite: foreign keys, WAL, and every write begins with BEGIN IMMEDIATE. A deferred transaction
+    that reads first and then writes fails at once when another has written, whatever the timeout.
+    """
+    parsed = make_url(url)
+    # Text that is exact and valid JSON: NaN is refused here rather than by PostgreSQL alone.
+    options: dict[str, Any] = {"json_serializer": _dump_json}
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ValueError(f"a store lives in sqlite or postgresql, got {parsed.drivername!r}")
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(parsed, pool_pre_ping=True, **options)
+    engine = create_engine(
+        parsed, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, **options
+    )
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin in _begin_sqlite, not in the driver
+    for pragma in ("foreign_keys=ON", "journal_mode=WAL", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    write = connection.get_execution_options().get("winsome_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _dump_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreAccessError(f"cannot use the folder {folder}: {error.strerror}") from error
+
+
+def _access_error(engine: Engine, error: OperationalError) -> StoreAccessError:
+    where = engine.url.render_as_string(hide_password=True)
+    return StoreAccessError(f"cannot use the store at {where}: {str(error.orig).strip()}")
+
+
+def batches(values: Iterable[Any], size: int = MAX_BOUND_VALUES) -> Iterator[list[Any]]:
+    """Cut ``values`` into lists that fit the engines' limit on bound parameters."""
+    iterator = iter(values)
+    while batch := list(islice(iterator, size)):
+        yield batch

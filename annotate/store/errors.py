@@ -1,0 +1,23 @@
+"""What can go wrong with a store, told apart so that a web route can answer each."""
+
+from __future__ import annotations
+
+
+class StoreError(ValueError):
+    """A request that the store refuses; the message says why and what would be right."""
+
+
+class NotFoundError(StoreError):
+    """The named row does not exist."""
+
+
+class ConflictError(StoreError):
+    """The request contradicts what is stored already (HTTP 409)."""
+
+
+class LeaseError(StoreError):
+    """A lease token that this store never issued to this user, or a lease that is gone."""
+
+
+class StoreAccessError(OSError):
+    """The database or its folder cannot be read or written."""

@@ -1,0 +1,177 @@
+"""What comes out of a store, and what comes back: snapshot content, snapshots, runs, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from annotate.assignment import keyed_digest
+from annotate.schema import Candidate, Outcome, Pick, Prompt, Question, Run, Split, Task
+from annotate.store.content import candidate_record, load_tasks, prompt_record
+from annotate.store.engine import StoreBase, batches
+from annotate.store.errors import NotFoundError
+from annotate.store.models import SnapshotEntry, StoreStatus
+from annotate.tables import (
+    AssignmentRow,
+    CandidateRow,
+    PickRow,
+    PromptRow,
+    RunRow,
+    SnapshotRow,
+    TaskRow,
+    UserRow,
+)
+
+
+class ResultStore(StoreBase):
+    """The part of a store that snapshots and runs are about."""
+
+    def pseudonym(self, name: str) -> str:
+        """The name under which an annotator appears in snapshots."""
+        return keyed_digest(self._pseudonym_key, "annotator", name).hex()[:16]
+
+    def pick_record(self, row: PickRow, annotator_name: str) -> Pick:
+        """The snapshot record of a row; its id follows from what it is, not from when it came."""
+        annotator = self.pseudonym(annotator_name)
+        pick_id = keyed_digest(b"pick", row.task_id, annotator, row.revision).hex()[:32]
+        return Pick(
+            id=pick_id,
+            task_id=row.task_id,
+            annotator=annotator,
+            revision=row.revision,
+            outcome=Outcome(row.outcome),
+            win=row.win,
+            lose=row.lose,
+        )
+
+    def labelled(
+        self,
+        questions: Collection[Question | str] | None = None,
+        kinds: Collection[str] | None = None,
+        splits: Collection[Split | str] | None = None,
+    ) -> tuple[list[Prompt], list[Candidate], list[Task], list[Pick]]:
+        """Every current pick with the tasks, candidates and prompts it is about, as of one moment.
+
+        Each argument keeps only what it lists; None keeps all.
+        """
+        query = (
+            select(PickRow, UserRow.name_norm, TaskRow, PromptRow)
+            .join(UserRow, UserRow.id == PickRow.annotator_id)
+            .join(TaskRow, TaskRow.id == PickRow.task_id)
+            .join(PromptRow, PromptRow.id == TaskRow.prompt_id)
+            .where(PickRow.status == "current")
+        )
+        if questions is not None:
+            query = query.where(TaskRow.question.in_([Question(q).value for q in questions]))
+        if kinds is not None:
+            query = query.where(TaskRow.kind.in_(list(kinds)))
+        if splits is not None:
+            query = query.where(PromptRow.split.in_([Split(s).value for s in splits]))
+        picks: list[Pick] = []
+        tasks: dict[str, TaskRow] = {}
+        prompts: dict[str, Prompt] = {}
+        with self._read() as session:
+            for pick, name, task, prompt in session.execute(query):
+                picks.append(self.pick_record(pick, name))
+                tasks[task.id] = task
+                if prompt.id not in prompts:
+                    prompts[prompt.id] = prompt_record(prompt)
+            task_records = load_tasks(session, list(tasks.values()))
+            shown = {c for task in task_records for c in task.candidate_ids}
+            candidates = [
+                candidate_record(row)
+                for batch in batches(shown)
+                for row in session.scalars(select(CandidateRow).where(CandidateRow.id.in_(batch)))
+            ]
+        # Sorted here and not in SQL, where the order of text follows the server's locale.
+        return (
+            sorted(prompts.values(), key=lambda p: p.id),
+            sorted(candidates, key=lambda c: c.id),
+            task_records,
+            sorted(picks, key=lambda p: p.id),
+        )
+
+    def add_snapshot(self, digest: str, folder: str, counts: dict[str, int]) -> None:
+        """Remember that a snapshot was cut; again with the same digest changes its folder."""
+        with self._write() as session:
+            row = session.get(SnapshotRow, digest)
+            if row is None:
+                row = SnapshotRow(digest=digest, created_at=datetime.now(UTC))
+                session.add(row)
+            row.folder, row.counts = folder, counts
+
+    def snapshots(self) -> list[SnapshotEntry]:
+        """The snapshots that were cut here, newest first."""
+        with self._read() as session:
+            rows = session.scalars(select(SnapshotRow).order_by(SnapshotRow.created_at.desc()))
+            return [
+                SnapshotEntry(row.digest, row.folder, row.counts, row.created_at) for row in rows
+            ]
+
+    def add_run(self, run: Run) -> Run:
+        """Add a run, or bring it up to date when its id is known; the stored run."""
+        values = run.model_dump(exclude={"created_at"})
+        with self._write() as session:
+            row = session.get(RunRow, run.id)
+            if row is None:
+                row = RunRow(created_at=run.created_at or datetime.now(UTC))
+                session.add(row)
+            for name, value in values.items():
+                setattr(row, name, value)
+            session.flush()
+            return _run(row)
+
+    def run(self, run_id: str) -> Run:
+        """The run of that id."""
+        with self._read() as session:
+            row = session.get(RunRow, run_id)
+            if row is None:
+                raise NotFoundError(f"there is no run {run_id!r}")
+            return _run(row)
+
+    def runs(self, kind: str | None = None) -> list[Run]:
+        """Every run, or those of one kind, newest first."""
+        query = select(RunRow).order_by(RunRow.created_at.desc(), RunRow.id)
+        if kind is not None:
+            query = query.where(RunRow.kind == kind)
+        with self._read() as session:
+            return [_run(row) for row in session.scalars(query)]
+
+    def status(self) -> StoreStatus:
+        """How many of everything there are."""
+        with self._read() as session:
+            return StoreStatus(
+                prompts=_count(session, PromptRow),
+                candidates=_count(session, CandidateRow),
+                tasks=_count(session, TaskRow),
+                slots=_count_by(session, AssignmentRow.state),
+                picks=_count_by(session, PickRow.outcome, PickRow.status == "current"),
+                users=_count_by(session, UserRow.role, UserRow.is_active),
+                snapshots=_count(session, SnapshotRow),
+                runs=_count(session, RunRow),
+            )
+
+
+def _run(row: RunRow) -> Run:
+    return Run(
+        id=row.id,
+        kind=row.kind,
+        folder=row.folder,
+        snapshot_digest=row.snapshot_digest,
+        config=row.config,
+        status=row.status,
+        metrics=row.metrics,
+        created_at=row.created_at,
+    )
+
+
+def _count(session: Session, row: type) -> int:
+    return session.scalar(select(func.count()).select_from(row)) or 0
+
+
+def _count_by(session: Session, column, *where) -> dict[str, int]:
+    query = select(column, func.count()).where(*where).group_by(column)
+    return dict(sorted(session.execute(query).all()))

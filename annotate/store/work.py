@@ -1,0 +1,376 @@
+"""An annotator's work: claim a task, keep it, answer it, take the answer back."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import exists, func, or_, select, text, update
+from sqlalchemy.orm import Session, aliased
+
+from annotate.assignment import display_order, keyed_digest
+from annotate.schema import Outcome, Question
+from annotate.store.errors import ConflictError, LeaseError, NotFoundError, StoreError
+from annotate.store.media import MediaStore
+from annotate.store.models import Claim, Progress, StoredPick, Submission
+from annotate.store.results import ResultStore
+from annotate.tables import (
+    AssignmentRow,
+    CandidateRow,
+    PickRow,
+    PromptRow,
+    TaskCandidateRow,
+    TaskRow,
+    UserRow,
+)
+
+LEASE = timedelta(minutes=15)
+
+# Written as text so that both planners see the predicate of the partial index ix_assignment_queue.
+_IN_QUEUE = text("assignment.state IN ('open', 'leased')")
+
+
+class WorkStore(MediaStore, ResultStore):
+    """The part of a store that hands tasks out and takes answers in.
+
+    ``now`` is the clock (aware UTC); tests and simulations pass their own.
+    """
+
+    lease: timedelta = LEASE
+
+    def claim(self, user_id: int, now: datetime | None = None) -> Claim | None:
+        """The user's next task, or the one in hand; None when nothing is left for this user."""
+        now = now or datetime.now(UTC)
+        with self._write() as session:
+            self._lock_user(session, user_id)
+            held = session.scalar(
+                select(AssignmentRow).where(
+                    AssignmentRow.annotator_id == user_id, AssignmentRow.state == "leased"
+                )
+            )
+            assignment_id = held.id if held else self._take_next(session, user_id, now)
+            if assignment_id is None:
+                return None
+            if held:
+                held.lease_until = now + self.lease
+            return self._describe_claim(session, assignment_id, user_id)
+
+    def heartbeat(
+        self, user_id: int, assignment_id: int, lease_token: str, now: datetime | None = None
+    ) -> datetime:
+        """Prolong a lease; returns its new end. LeaseError when it is gone."""
+        now = now or datetime.now(UTC)
+        attempt = self._check_lease_token(user_id, assignment_id, lease_token)
+        with self._write() as session:
+            renewed = session.execute(
+                update(AssignmentRow)
+                .where(
+                    AssignmentRow.id == assignment_id,
+                    AssignmentRow.annotator_id == user_id,
+                    AssignmentRow.state == "leased",
+                    AssignmentRow.attempt == attempt,
+                )
+                .values(lease_until=now + self.lease)
+            )
+            if renewed.rowcount == 0:
+                raise LeaseError("the lease on this task is gone; claim again")
+        return now + self.lease
+
+    def submit(
+        self, user_id: int, submission: Submission, now: datetime | None = None
+    ) -> StoredPick:
+        """Record an answer; sending the same submission again returns the same pick.
+
+        An answer that comes after its lease was lost takes the slot when that is open again, and
+        is otherwise kept with status ``void``: no work is lost, and no slot is filled twice.
+
+        Raises:
+            ConflictError: the key was used for another answer, or the task is answered already.
+            LeaseError: the lease token was never given to this user for this assignment.
+        """
+        now = now or datetime.now(UTC)
+        self._check_lease_token(user_id, submission.assignment_id, submission.lease_token)
+        body = _body_sha256(submission)
+        with self._write() as session:
+            self._lock_user(session, user_id)
+            known = session.scalar(
+                select(PickRow).where(
+                    PickRow.annotator_id == user_id,
+                    PickRow.idempotency_key == submission.idempotency_key,
+                )
+            )
+            if known is not None:
+                if known.body_sha256 != body:
+                    raise ConflictError(
+                        f"idempotency key {submission.idempotency_key!r} was used for another "
+                        "answer; a new answer needs a new key"
+                    )
+                return self._stored_pick(session, known)
+            slot = session.scalar(
+                select(AssignmentRow)
+                .where(AssignmentRow.id == submission.assignment_id)
+                .with_for_update()
+            )
+            if slot is None:
+                raise NotFoundError(f"there is no assignment {submission.assignment_id}")
+            status = self._settle_slot(session, slot, user_id, submission.outcome)
+            row = self._new_pick(session, slot, user_id, submission, status)
+            row.body_sha256 = body
+            row.submitted_at = now
+            session.add(row)
+            session.flush()
+            return self._stored_pick(session, row)
+
+    def undo(self, user_id: int, now: datetime | None = None) -> Claim | None:
+        """Take the user's latest answer back and give its task into their hands again.
+
+        The pick stays in the history as ``withdrawn``; the next submit writes a new revision. A
+        task that was in hand goes back to the queue. None when there is nothing to take back.
+
+        Raises:
+            ConflictError: the answer was a skip, and another annotator has taken the task since.
+        """
+        now = now or datetime.now(UTC)
+        with self._write() as session:
+            self._lock_user(session, user_id)
+            pick = session.scalar(
+                select(PickRow)
+                .where(PickRow.annotator_id == user_id, PickRow.status == "current")
+                .order_by(PickRow.id.desc())
+                .limit(1)
+            )
+            if pick is None:
+                return None
+            slot = session.get_one(AssignmentRow, pick.assignment_id, with_for_update=True)
+            if slot.state == "skipped":
+                self._withdraw_replacement(session, slot)
+            session.execute(
+                update(AssignmentRow)
+                .where(AssignmentRow.annotator_id == user_id, AssignmentRow.state == "leased")
+                .values(state="open", annotator_id=None, lease_until=None)
+            )
+            pick.status = "withdrawn"
+            slot.state = "leased"
+            slot.attempt += 1
+            slot.lease_until = now + self.lease
+            slot.opened_at = now
+            session.flush()
+            return self._describe_claim(session, slot.id, user_id)
+
+    def progress(self, user_id: int) -> Progress:
+        """How far the user is."""
+        with self._read() as session:
+            return self._progress(session, user_id)
+
+    def _take_next(self, session: Session, user_id: int, now: datetime) -> int | None:
+        """Lease the first slot of the queue that this user may have; its id, or None."""
+        mine = aliased(AssignmentRow)
+        free = or_(AssignmentRow.state == "open", AssignmentRow.lease_until < now)
+        found = session.execute(
+            select(AssignmentRow.id, AssignmentRow.task_id, TaskRow.n_candidates)
+            .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
+            .where(
+                _IN_QUEUE,
+                free,
+                ~exists().where(
+                    mine.task_id == AssignmentRow.task_id, mine.annotator_id == user_id
+                ),
+            )
+            .order_by(AssignmentRow.rank, AssignmentRow.id)
+            .limit(1)
+            .with_for_update(of=AssignmentRow, skip_locked=True)
+        ).first()
+        if found is None:
+            return None
+        order = display_order(self._secret, found.task_id, user_id, found.n_candidates)
+        taken = session.execute(
+            update(AssignmentRow)
+            # The predicate again: the row may have changed between the choice and this write.
+            .where(AssignmentRow.id == found.id, _IN_QUEUE, free)
+            .values(
+                state="leased",
+                annotator_id=user_id,
+                attempt=AssignmentRow.attempt + 1,
+                lease_until=now + self.lease,
+                opened_at=now,
+                display_order=order,
+            )
+            .execution_options(synchronize_session=False)
+        )
+        return found.id if taken.rowcount == 1 else None
+
+    def _settle_slot(
+        self, session: Session, slot: AssignmentRow, user_id: int, outcome: Outcome
+    ) -> str:
+        """Close the slot for this user if it can be theirs; the status their pick then has."""
+        if slot.annotator_id == user_id and slot.state in ("done", "skipped"):
+            raise ConflictError("this task is answered already; undo first to change the answer")
+        if slot.annotator_id != user_id:
+            elsewhere = session.scalar(
+                select(AssignmentRow.id).where(
+                    AssignmentRow.task_id == slot.task_id, AssignmentRow.annotator_id == user_id
+                )
+            )
+            if slot.state != "open" or elsewhere is not None:
+                return "void"
+        slot.annotator_id = user_id
+        slot.lease_until = None
+        slot.state = "skipped" if outcome == Outcome.SKIP else "done"
+        if outcome == Outcome.SKIP:
+            self._open_replacement(session, slot)
+        return "current"
+
+    def _open_replacement(self, session: Session, slot: AssignmentRow) -> None:
+        """A skipped slot is no answer: another annotator gets the task in its stead."""
+        session.flush()
+        replacement = session.scalar(
+            select(AssignmentRow).where(AssignmentRow.replaces_id == slot.id)
+        )
+        if replacement is not None:
+            replacement.state = "open"
+            return
+        # The task's row is the lock under which its slots are numbered.
+        session.get_one(TaskRow, slot.task_id, with_for_update={"key_share": True})
+        last = session.scalar(
+            select(func.max(AssignmentRow.slot)).where(AssignmentRow.task_id == slot.task_id)
+        )
+        session.add(
+            AssignmentRow(
+                task_id=slot.task_id,
+                slot=last + 1,
+                rank=slot.rank,
+                state="open",
+                attempt=0,
+                replaces_id=slot.id,
+            )
+        )
+
+    def _withdraw_replacement(self, session: Session, slot: AssignmentRow) -> None:
+        replacement = session.scalar(
+            select(AssignmentRow).where(AssignmentRow.replaces_id == slot.id).with_for_update()
+        )
+        if replacement is None or replacement.state != "open":
+            raise ConflictError(
+                "the last answer was a skip, and another annotator has taken that task since"
+            )
+        replacement.state = "void"
+
+    def _new_pick(
+        self,
+        session: Session,
+        slot: AssignmentRow,
+        user_id: int,
+        submission: Submission,
+        status: str,
+    ) -> PickRow:
+        """The pick's row, its positions turned into ordinals."""
+        shown = session.get_one(TaskRow, slot.task_id).n_candidates
+        order = display_order(self._secret, slot.task_id, user_id, shown)
+        win, lose = submission.win_position, submission.lose_position
+        if win is not None and lose is not None and max(win, lose) >= shown:
+            raise StoreError(f"position {max(win, lose)} was not shown; there are 0 to {shown - 1}")
+        revisions = session.scalar(
+            select(func.coalesce(func.max(PickRow.revision), 0)).where(
+                PickRow.task_id == slot.task_id, PickRow.annotator_id == user_id
+            )
+        )
+        return PickRow(
+            idempotency_key=submission.idempotency_key,
+            assignment_id=slot.id,
+            task_id=slot.task_id,
+            annotator_id=user_id,
+            revision=revisions + 1,
+            status=status,
+            outcome=submission.outcome.value,
+            win=None if win is None else order[win],
+            lose=None if lose is None else order[lose],
+            note=submission.note,
+            active_ms=submission.active_ms,
+            wall_ms=submission.wall_ms,
+            first_action_ms=submission.first_action_ms,
+            telemetry=submission.telemetry,
+        )
+
+    def _describe_claim(self, session: Session, assignment_id: int, user_id: int) -> Claim:
+        slot = session.get_one(AssignmentRow, assignment_id, populate_existing=True)
+        task = session.get_one(TaskRow, slot.task_id)
+        prompt = session.get_one(PromptRow, task.prompt_id)
+        sizes = session.execute(
+            select(CandidateRow.width, CandidateRow.height)
+            .join(TaskCandidateRow, TaskCandidateRow.candidate_id == CandidateRow.id)
+            .where(TaskCandidateRow.task_id == task.id)
+            .order_by(TaskCandidateRow.ordinal)
+        ).all()
+        order = slot.display_order
+        return Claim(
+            assignment_id=slot.id,
+            task_id=task.id,
+            lease_token=self._lease_token(user_id, slot.id, slot.attempt),
+            lease_until=slot.lease_until,
+            prompt=prompt.text,
+            lang=prompt.lang,
+            question=Question(task.question),
+            display_order=tuple(order),
+            media=tuple(self._shown_token(user_id, task.id, ordinal) for ordinal in order),
+            sizes=tuple((sizes[ordinal][0], sizes[ordinal][1]) for ordinal in order),
+            progress=self._progress(session, user_id),
+        )
+
+    def _progress(self, session: Session, user_id: int) -> Progress:
+        mine = aliased(AssignmentRow)
+        counts = dict(
+            session.execute(
+                select(AssignmentRow.state, func.count())
+                .where(AssignmentRow.annotator_id == user_id)
+                .group_by(AssignmentRow.state)
+            ).all()
+        )
+        open_to_me = session.scalar(
+            select(func.count(func.distinct(AssignmentRow.task_id))).where(
+                _IN_QUEUE,
+                AssignmentRow.state == "open",
+                ~exists().where(
+                    mine.task_id == AssignmentRow.task_id, mine.annotator_id == user_id
+                ),
+            )
+        )
+        return Progress(
+            done=counts.get("done", 0),
+            skipped=counts.get("skipped", 0),
+            remaining=open_to_me + counts.get("leased", 0),
+        )
+
+    def _stored_pick(self, session: Session, row: PickRow) -> StoredPick:
+        name = session.get_one(UserRow, row.annotator_id).name_norm
+        pick = self.pick_record(row, name)
+        return StoredPick(**pick.model_dump(), status=row.status, submitted_at=row.submitted_at)
+
+    def _lock_user(self, session: Session, user_id: int) -> None:
+        """Serialise one user's requests (two tabs, a retry); the user must be active."""
+        row = session.get(UserRow, user_id, with_for_update={"key_share": True})
+        if row is None or not row.is_active:
+            raise NotFoundError(f"there is no active user with id {user_id}")
+
+    def _lease_token(self, user_id: int, assignment_id: int, attempt: int) -> str:
+        mac = keyed_digest(self._secret, "lease", user_id, assignment_id, attempt).hex()[:32]
+        return f"{attempt}.{mac}"
+
+    def _check_lease_token(self, user_id: int, assignment_id: int, token: str) -> int:
+        """The attempt that the token was made for; LeaseError when it was not made here."""
+        attempt, _, _ = token.partition(".")
+        if attempt.isascii() and attempt.isdigit():
+            expected = self._lease_token(user_id, assignment_id, int(attempt))
+            if hmac.compare_digest(token.encode(), expected.encode()):
+                return int(attempt)
+        raise LeaseError(f"this lease token was not given to this user for task {assignment_id}")
+
+
+def _body_sha256(submission: Submission) -> str:
+    """What makes two submissions the same answer; timings may differ between tries."""
+    body = submission.model_dump(
+        mode="json",
+        include={"assignment_id", "outcome", "win_position", "lose_position", "note"},
+    )
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

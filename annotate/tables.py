@@ -1,0 +1,313 @@
+"""The tables of a preference store, for SQLite and PostgreSQL alike.
+
+The invariants that matter live here, not in the code that writes: k slots a task exist as rows,
+one annotator never holds two slots of a task nor two leases, a pick can only name a candidate
+that its task shows, and at most one pick of a slot is current.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from annotate.schema import Outcome, Question, Split
+
+MAX_CANDIDATES = 9
+ROLES = ("annotator", "reviewer", "lead", "engineer", "admin")
+SLOT_STATES = ("open", "leased", "done", "skipped", "void")
+PICK_STATUSES = ("current", "withdrawn", "void")
+RUN_STATUSES = ("running", "finished", "failed", "stopped")
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC on both engines; SQLite alone would drop the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a naive datetime {value!r} cannot be stored; give an aware one")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# Content that a digest covers: PostgreSQL's JSON keeps the text as written, where JSONB would
+# rewrite numbers (1e16 comes back as an integer).
+ExactJSON = JSON()
+QueryJSON = JSON().with_variant(JSONB(), "postgresql")
+# SQLite autoincrements INTEGER keys only.
+RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def one_of(column: str, values: tuple[str, ...] | type[Outcome | Question | Split]) -> str:
+    """SQL text of a CHECK that ``column`` is one of ``values``."""
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class SettingRow(Base):
+    """Facts about the store itself: its signing secret and its pseudonym key."""
+
+    __tablename__ = "setting"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class UserRow(Base):
+    __tablename__ = "user_account"
+    __table_args__ = (CheckConstraint(one_of("role", ROLES), name="role"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str]
+    name_norm: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str]
+    password_hash: Mapped[str]
+    is_active: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class SessionRow(Base):
+    __tablename__ = "auth_session"
+
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class PromptRow(Base):
+    __tablename__ = "prompt"
+    __table_args__ = (CheckConstraint(one_of("split", Split), name="split"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    lang: Mapped[str]
+    category: Mapped[str] = mapped_column(index=True)
+    split: Mapped[str]
+    metadata_json: Mapped[dict[str, Any]] = mapped_column("metadata", ExactJSON)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class CandidateRow(Base):
+    __tablename__ = "candidate"
+    __table_args__ = (
+        UniqueConstraint("id", "prompt_id"),
+        CheckConstraint("width > 0 AND height > 0", name="size"),
+        CheckConstraint("length(image_sha256) = 64", name="image_sha256"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompt.id"), index=True)
+    image_sha256: Mapped[str] = mapped_column(index=True)
+    width: Mapped[int]
+    height: Mapped[int]
+    generation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class TaskRow(Base):
+    __tablename__ = "task"
+    __table_args__ = (
+        UniqueConstraint("id", "prompt_id"),
+        CheckConstraint(one_of("question", Question), name="question"),
+        CheckConstraint(f"n_candidates BETWEEN 2 AND {MAX_CANDIDATES}", name="n_candidates"),
+        CheckConstraint("k_required >= 1", name="k_required"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompt.id"), index=True)
+    question: Mapped[str]
+    kind: Mapped[str]
+    n_candidates: Mapped[int]
+    k_required: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class TaskCandidateRow(Base):
+    __tablename__ = "task_candidate"
+    __table_args__ = (
+        ForeignKeyConstraint(["task_id", "prompt_id"], ["task.id", "task.prompt_id"]),
+        # A task shows candidates of its own prompt and of no other.
+        ForeignKeyConstraint(
+            ["candidate_id", "prompt_id"], ["candidate.id", "candidate.prompt_id"]
+        ),
+        UniqueConstraint("task_id", "candidate_id"),
+        CheckConstraint(f"ordinal BETWEEN 0 AND {MAX_CANDIDATES - 1}", name="ordinal"),
+    )
+
+    task_id: Mapped[str] = mapped_column(primary_key=True)
+    ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    candidate_id: Mapped[str] = mapped_column(index=True)
+    prompt_id: Mapped[str]
+
+
+class AssignmentRow(Base):
+    """One slot of a task: the place for one annotator's answer."""
+
+    __tablename__ = "assignment"
+    __table_args__ = (
+        UniqueConstraint("task_id", "slot"),
+        UniqueConstraint("task_id", "annotator_id"),
+        UniqueConstraint("id", "task_id"),
+        CheckConstraint(one_of("state", SLOT_STATES), name="state"),
+        CheckConstraint(
+            "(state IN ('open', 'void') AND annotator_id IS NULL AND lease_until IS NULL) OR "
+            "(state = 'leased' AND annotator_id IS NOT NULL AND lease_until IS NOT NULL) OR "
+            "(state IN ('done', 'skipped') AND annotator_id IS NOT NULL)",
+            name="holder",
+        ),
+        # The queue: what a claim scans, in the order in which it hands out.
+        Index(
+            "ix_assignment_queue",
+            "rank",
+            "id",
+            sqlite_where=text("state IN ('open', 'leased')"),
+            postgresql_where=text("state IN ('open', 'leased')"),
+        ),
+        Index(
+            "uq_assignment_one_lease",
+            "annotator_id",
+            unique=True,
+            sqlite_where=text("state = 'leased'"),
+            postgresql_where=text("state = 'leased'"),
+        ),
+        Index("ix_assignment_annotator_id_state", "annotator_id", "state"),
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"))
+    slot: Mapped[int]
+    rank: Mapped[int] = mapped_column(BigInteger)
+    """Place in the queue: small is early (`annotate.assignment.queue_rank`)."""
+    state: Mapped[str] = mapped_column(default="open")
+    annotator_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    attempt: Mapped[int] = mapped_column(default=0)
+    """How often the slot was leased; part of the lease token."""
+    lease_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    opened_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    display_order: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    """``display_order[position]`` is the ordinal shown there."""
+    replaces_id: Mapped[int | None] = mapped_column(ForeignKey("assignment.id"), unique=True)
+    """The skipped slot that this one stands in for."""
+
+
+class PickRow(Base):
+    """One answer; rows are only ever added, and change in ``status`` alone."""
+
+    __tablename__ = "pick"
+    __table_args__ = (
+        ForeignKeyConstraint(["assignment_id", "task_id"], ["assignment.id", "assignment.task_id"]),
+        # Only a candidate that the task shows can be picked.
+        ForeignKeyConstraint(
+            ["task_id", "win"], ["task_candidate.task_id", "task_candidate.ordinal"]
+        ),
+        ForeignKeyConstraint(
+            ["task_id", "lose"], ["task_candidate.task_id", "task_candidate.ordinal"]
+        ),
+        UniqueConstraint("annotator_id", "idempotency_key"),
+        UniqueConstraint("task_id", "annotator_id", "revision"),
+        CheckConstraint(one_of("outcome", Outcome), name="outcome"),
+        CheckConstraint(one_of("status", PICK_STATUSES), name="status"),
+        CheckConstraint(
+            "(outcome = 'picked' AND win IS NOT NULL AND lose IS NOT NULL AND win <> lose) OR "
+            "(outcome <> 'picked' AND win IS NULL AND lose IS NULL)",
+            name="win_lose",
+        ),
+        Index(
+            "uq_pick_current_assignment",
+            "assignment_id",
+            unique=True,
+            sqlite_where=text("status = 'current'"),
+            postgresql_where=text("status = 'current'"),
+        ),
+        Index(
+            "uq_pick_current_annotator",
+            "task_id",
+            "annotator_id",
+            unique=True,
+            sqlite_where=text("status = 'current'"),
+            postgresql_where=text("status = 'current'"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    idempotency_key: Mapped[str]
+    body_sha256: Mapped[str]
+    assignment_id: Mapped[int] = mapped_column(RowId, index=True)
+    task_id: Mapped[str]
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
+    revision: Mapped[int]
+    status: Mapped[str]
+    outcome: Mapped[str]
+    win: Mapped[int | None]
+    lose: Mapped[int | None]
+    note: Mapped[str] = mapped_column(default="")
+    active_ms: Mapped[int | None]
+    wall_ms: Mapped[int | None]
+    first_action_ms: Mapped[int | None]
+    telemetry: Mapped[dict[str, Any]] = mapped_column(QueryJSON)
+    submitted_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class SnapshotRow(Base):
+    """A snapshot that was cut from this store."""
+
+    __tablename__ = "snapshot"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    folder: Mapped[str]
+    counts: Mapped[dict[str, Any]] = mapped_column(QueryJSON)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
+class RunRow(Base):
+    __tablename__ = "run"
+    __table_args__ = (CheckConstraint(one_of("status", RUN_STATUSES), name="status"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    folder: Mapped[str]
+    # No foreign key: a run may have learned from a snapshot of another store.
+    snapshot_digest: Mapped[str | None] = mapped_column(index=True)
+    config: Mapped[dict[str, Any]] = mapped_column(QueryJSON)
+    status: Mapped[str]
+    metrics: Mapped[dict[str, Any]] = mapped_column(QueryJSON)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
