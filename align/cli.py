@@ -103,25 +103,31 @@ def is_user_error(error: Exception) -> bool:
     return isinstance(error, outside)
 
 
+def dispatch(name: str, arguments: list[str]) -> int:
+    """Run one subcommand, or answer ``--help`` or ``--version``; returns the exit status."""
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"winsome {version('winsome')}")
+        return 0
+    args = command_parser(name).parse_args(arguments)
+    return load_command(name).run(args) or 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit status.
 
     2 for an error that the user can mend, told in one message; 130 when interrupted. Any other
     exception is a defect of the code and keeps its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else "--help"
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        if name in ("-h", "--help"):
-            print(overview())
-            return 0
-        if name == "--version":
-            from importlib.metadata import version
-
-            print(f"winsome {version('winsome')}")
-            return 0
-        args = command_parser(name).parse_args(arguments[1:])
-        return load_command(name).run(args) or 0
+        status = dispatch(name, arguments)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("winsome: interrupted", file=sys.stderr)
         return 130
