@@ -1,13 +1,17 @@
-"""Draws latents from noise: the Euler ODE of the stock pipeline."""
+"""Draws latents from noise: the Euler ODE of the stock pipeline, or an SDE on some steps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from align.mmdit.adapters.base import Conditioning, ModelAdapter
+from align.mmdit.flow import per_sample
+from align.sde import gaussian_log_prob, sde_step
 
 
 def guided_velocity(
@@ -64,3 +68,82 @@ def sample(
         )
         latents = (latents.float() + (sigma_next - sigma) * velocity).to(dtype)
     return latents
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Drawn latents, and the stochastic steps on the way: S of them, for B samples."""
+
+    latents: Tensor
+    """``(B, C, h, w)`` float32, drawn."""
+    x_t: Tensor
+    """``(S, B, C, h, w)`` float32, before each stochastic step."""
+    x_next: Tensor
+    """``(S, B, C, h, w)`` float32, after it."""
+    sigma: Tensor
+    """``(S,)``."""
+    sigma_next: Tensor
+    """``(S,)``."""
+    log_prob: Tensor
+    """``(S, B)`` float64, nats: of the steps under the velocities that drew them, guidance
+    included."""
+
+
+@torch.no_grad()
+def sample_sde(
+    adapter: ModelAdapter,
+    transformer: nn.Module,
+    cond: Conditioning,
+    noise: Tensor,
+    num_steps: int,
+    *,
+    noise_level: float,
+    sde_steps: Sequence[int],
+    step_noise: Tensor,
+    guidance_scale: float = 1.0,
+    negative: Conditioning | None = None,
+) -> Trajectory:
+    """Draw with Flow-SDE on the steps ``sde_steps`` (numbers from 0) and the ODE on the others.
+
+    Latents stay in float32 between steps, so that a replay of a recorded step meets the very
+    numbers that were drawn.
+
+    Args:
+        noise: ``(B, C, h, w)``.
+        noise_level: ``a`` of `sde.sde_step`.
+        sde_steps: Ascending, without repeats; the whole batch shares them.
+        step_noise: Standard normal ``(S, B, C, h, w)``, one for each of ``sde_steps``.
+    """
+    if (
+        sorted({*sde_steps}) != [*sde_steps]
+        or not sde_steps
+        or not (sde_steps[0] >= 0 and sde_steps[-1] < num_steps)
+    ):
+        raise ValueError(
+            f"sde_steps is {[*sde_steps]}; expected ascending step numbers of 0 to {num_steps - 1}"
+        )
+    if step_noise.shape != (len(sde_steps), *noise.shape):
+        raise ValueError(
+            f"step_noise has shape {tuple(step_noise.shape)}; "
+            f"expected {(len(sde_steps), *noise.shape)}"
+        )
+    height, width = (side * adapter.scale_factor for side in noise.shape[-2:])
+    sigmas = adapter.sigmas(num_steps, height, width).to(noise.device)
+    recorded: list[tuple[Tensor, ...]] = []
+    x_t = noise.float()
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        sigma_b, sigma_next_b = sigma.expand(len(x_t)), sigma_next.expand(len(x_t))
+        velocity = guided_velocity(
+            adapter, transformer, x_t, sigma_b, cond, guidance_scale, negative
+        )
+        if step not in sde_steps:
+            x_t = x_t + (sigma_next - sigma) * velocity.float()
+            continue
+        mean, std = sde_step(x_t, velocity, sigma_b, sigma_next_b, noise_level)
+        z = step_noise[len(recorded)].to(mean)
+        x_next = mean + per_sample(std, mean) * z
+        log_prob = gaussian_log_prob(x_next, mean, std)
+        recorded.append((x_t, x_next, sigma, sigma_next, log_prob))
+        x_t = x_next
+    states = [torch.stack(column) for column in zip(*recorded, strict=True)]
+    return Trajectory(x_t, *states)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -137,6 +138,18 @@ class ModelAdapter(Protocol):
 
     def dead_modules(self, transformer: nn.Module) -> tuple[str, ...]:
         """Names of submodules that cannot change the output; their parameters are frozen."""
+        ...
+
+    def save_lora(
+        self, folder: Path, layers: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    ) -> None:
+        """Write a LoRA that the family's stock pipeline takes by ``load_lora_weights``."""
+        ...
+
+    def save_pipeline(
+        self, folder: Path, transformer: nn.Module, state_dict: Mapping[str, Tensor]
+    ) -> None:
+        """Write a stock pipeline with ``transformer``'s config and the weights ``state_dict``."""
         ...
 
     def model_sha256(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
 from torch import Tensor, nn
@@ -314,7 +316,34 @@ class QwenImageAdapter:
             "img_shapes": [[(1, height // 2, width // 2)]] * batch,
         }
 
-    # Identity ------------------------------------------------------------------------------------
+    # Saving and identity -------------------------------------------------------------------------
+
+    def save_lora(
+        self, folder: Path, layers: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    ) -> None:
+        QwenImagePipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=dict(layers),
+            transformer_lora_adapter_metadata=dict(metadata),
+        )
+
+    def save_pipeline(
+        self, folder: Path, transformer: nn.Module, state_dict: Mapping[str, Tensor]
+    ) -> None:
+        """Parts other than the transformer are copied from the folder that was loaded."""
+        if self.folder is None:
+            raise ValueError("this adapter was built in memory: it has no pipeline to save into")
+        model = cast(QwenImageTransformer2DModel, transformer)
+        with torch.device("meta"):
+            shell = type(model).from_config(model.config)
+        shell.load_state_dict(dict(state_dict), strict=True, assign=True)
+        index = DiffusionPipeline.load_config(self.folder)
+        for name in index:
+            source = self.folder / name
+            if name != "transformer" and source.is_dir() and source != folder / name:
+                shutil.copytree(source, folder / name, dirs_exist_ok=True)
+        shell.save_pretrained(folder / "transformer")
+        shutil.copyfile(self.folder / "model_index.json", folder / "model_index.json")
 
     def dead_modules(self, transformer: nn.Module) -> tuple[str, ...]:
         """The last block's text output is discarded, so what only feeds it cannot learn.

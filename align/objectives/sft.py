@@ -1,0 +1,38 @@
+"""Supervised fine-tuning: conditional flow matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from align.mmdit.adapters.base import Conditioning
+from align.mmdit.flow import interpolate, velocity_error
+from align.objectives.base import LossOutput, weighted_mean
+from align.policy import Policy
+
+
+@dataclass(frozen=True)
+class SFTBatch:
+    latents: Tensor
+    """``(B, C, h, w)``, normalised."""
+    cond: Conditioning
+    noise: Tensor
+    """``(B, C, h, w)``."""
+    sigma: Tensor
+    """``(B,)``."""
+    weights: Tensor | None = None
+    """``(B,)``; None is 1 for each sample."""
+
+
+@dataclass(frozen=True)
+class SFT:
+    """``L = E mean_D |v_theta(x_t, sigma, c) - (noise - x_0)|^2``, in float32."""
+
+    def loss(self, policy: Policy, batch: SFTBatch) -> LossOutput:
+        x_t = interpolate(batch.latents, batch.noise, batch.sigma)
+        velocity = policy.velocity(x_t, batch.sigma, batch.cond)
+        errors = velocity_error(velocity, batch.latents, batch.noise)
+        return LossOutput(
+            loss=weighted_mean(errors, batch.weights), metrics={"error": errors.detach().mean()}
+        )

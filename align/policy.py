@@ -1,0 +1,181 @@
+"""The transformer being trained, and the reference it is held to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from align.mmdit.adapters.base import Conditioning, ModelAdapter
+
+ADAPTER_NAME = "default"
+
+
+class Policy:
+    """A transformer under training, by LoRA or with all its parameters, and its reference.
+
+    The reference is the transformer as it came: with a LoRA, the same weights with the adapter
+    off, at no memory; with full parameters a frozen copy (``reference="copy"``) or nothing
+    (``reference="none"``), when the objective needs none or reads cached reference errors.
+
+    ``transformer`` may be replaced by a wrapped form of itself (DDP, DeepSpeed, torch.compile).
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        transformer: nn.Module,
+        *,
+        lora: LoraConfig | None = None,
+        reference: Literal["copy", "none"] = "none",
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            adapter: The model family.
+            transformer: Bare module; it is changed in place.
+            lora: None trains all parameters. Its ``target_modules`` default to the family's own.
+            reference: For full parameters alone; a LoRA always has its reference.
+            gradient_checkpointing: Recompute activations in the backward pass.
+            seed: Fixes the LoRA's first weights.
+        """
+        if reference not in ("copy", "none"):
+            raise ValueError(f"reference is {reference!r}; choices: 'copy', 'none'")
+        self.adapter = adapter
+        self.transformer = transformer
+        self.has_lora = lora is not None
+        self._reference: nn.Module | None = None
+        self._reference_depth = 0
+        if lora is None:
+            if reference == "copy":
+                self._reference = copy.deepcopy(transformer).requires_grad_(False).eval()
+            transformer.requires_grad_(True)
+        else:
+            transformer.requires_grad_(False)
+            _add_lora(transformer, _with_targets(lora, adapter), seed)
+        self._freeze_dead_parameters()
+        if gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Predicted ``noise - x_0``, ``(B, C, h, w)``; the reference's inside `reference`."""
+        frozen = self._reference_depth > 0 and self._reference is not None
+        transformer = self._reference if frozen else self.transformer
+        assert transformer is not None
+        return self.adapter.velocity(transformer, x_t, sigma, cond)
+
+    @property
+    def has_reference(self) -> bool:
+        return self.has_lora or self._reference is not None
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, `velocity` is the reference's, without gradients; blocks may be nested.
+
+        Nothing is left changed: not a weight, not a ``requires_grad``, also after an exception.
+        """
+        if not self.has_reference:
+            raise ValueError(
+                "this policy trains all parameters and keeps no reference: build it with "
+                "reference='copy', or train from cached reference errors"
+            )
+        toggle = self.has_lora and self._reference_depth == 0
+        self._reference_depth += 1
+        try:
+            with torch.no_grad():
+                if toggle:
+                    with _adapters_off(self.transformer):
+                        yield
+                else:
+                    yield
+        finally:
+            self._reference_depth -= 1
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.transformer.parameters() if p.requires_grad]
+
+    def trainable_names(self) -> list[str]:
+        """Names, in the bare transformer, of what `trainable_parameters` returns."""
+        named = unwrap(self.transformer).named_parameters()
+        return [name for name, p in named if p.requires_grad]
+
+    def save_pretrained(
+        self, folder: Path | str, state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write what stock diffusers loads: a LoRA folder, or a whole pipeline folder.
+
+        Args:
+            folder: For ``pipeline.load_lora_weights`` with a LoRA, else for
+                ``DiffusionPipeline.from_pretrained``.
+            state_dict: Full weights to write instead of the transformer's own: those gathered
+                from shards, or an average. Names are those of the bare transformer; with a LoRA
+                it may hold the adapter's weights alone.
+        """
+        model: Any = unwrap(self.transformer)
+        state = dict(model.state_dict() if state_dict is None else state_dict)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.has_lora:
+            layers = get_peft_model_state_dict(model, state_dict=state, adapter_name=ADAPTER_NAME)
+            metadata = model.peft_config[ADAPTER_NAME].to_dict()
+            self.adapter.save_lora(folder, layers, metadata)
+        else:
+            self.adapter.save_pipeline(folder, model, state)
+
+    def _freeze_dead_parameters(self) -> None:
+        prefixes = tuple(f"{name}." for name in self.adapter.dead_modules(self.transformer))
+        for name, parameter in self.transformer.named_parameters():
+            if name.startswith(prefixes):
+                parameter.requires_grad_(False)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The bare module inside DDP, a DeepSpeed engine or torch.compile."""
+    while True:
+        inner = getattr(module, "_orig_mod", None) or getattr(module, "module", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _with_targets(lora: LoraConfig, adapter: ModelAdapter) -> LoraConfig:
+    if lora.target_modules is not None:
+        return lora
+    lora = copy.copy(lora)
+    lora.target_modules = set(adapter.lora_targets)
+    return lora
+
+
+def _add_lora(transformer: Any, lora: LoraConfig, seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer.add_adapter(lora, ADAPTER_NAME)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            # Steps of 1e-4 vanish in bfloat16; peft casts the activations to the LoRA's dtype.
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def _adapters_off(module: nn.Module) -> Iterator[None]:
+    layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
+    # peft sets requires_grad on the way out and in, also on parameters that were frozen.
+    flags = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
