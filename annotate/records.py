@@ -11,6 +11,7 @@ is a folder::
     images/             <sha256>.png, when cut ``with_images``
 """
 
+from annotate.pairs import PAIR_POLICIES, derive_pairs, derive_rankings
 from annotate.schema import (
     Candidate,
     Generation,
@@ -19,13 +20,16 @@ from annotate.schema import (
     PreferencePair,
     Prompt,
     Question,
+    Ranking,
     Record,
     Run,
     Split,
     Task,
 )
+from annotate.snapshot import Snapshot, SnapshotError, load_snapshot
 
 __all__ = [
+    "PAIR_POLICIES",
     "Candidate",
     "Generation",
     "Outcome",
@@ -33,8 +37,14 @@ __all__ = [
     "PreferencePair",
     "Prompt",
     "Question",
+    "Ranking",
     "Record",
     "Run",
+    "Snapshot",
+    "SnapshotError",
     "Split",
     "Task",
+    "derive_pairs",
+    "derive_rankings",
+    "load_snapshot",
 ]

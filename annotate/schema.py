@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Record(BaseModel):
@@ -108,6 +108,17 @@ class Pick(Record):
     lose: int | None = None
     """Ordinal of the worst candidate; set exactly when the outcome is ``picked``."""
 
+    @model_validator(mode="after")
+    def _ordinals_follow_outcome(self) -> Self:
+        named = self.win is not None and self.lose is not None and self.win != self.lose
+        unnamed = self.win is None and self.lose is None
+        if not (named if self.outcome == Outcome.PICKED else unnamed):
+            raise ValueError(
+                "outcome 'picked' has a win and another lose, every other outcome has neither; "
+                f"got outcome {self.outcome.value!r}, win {self.win}, lose {self.lose}"
+            )
+        return self
+
 
 class PreferencePair(Record):
     """One chosen-against-rejected comparison derived from a pick by a pair policy."""
@@ -120,6 +131,20 @@ class PreferencePair(Record):
     chosen_id: str
     rejected_id: str
     weight: float = 1.0
+
+
+class Ranking(Record):
+    """One pick as a partial order: best, undecided middle, worst."""
+
+    pick_id: str
+    task_id: str
+    prompt_id: str
+    question: Question
+    annotator: str
+    win_id: str
+    middle_ids: tuple[str, ...]
+    """The candidates between best and worst, in canonical order; empty for a task of two."""
+    lose_id: str
 
 
 class Run(Record):

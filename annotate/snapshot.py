@@ -1,0 +1,377 @@
+"""Snapshots: cut from a store, read anywhere. Neither needs more than pydantic.
+
+The digest covers prompts, candidates with what drew them, tasks, and picks with ordinals, outcomes
+and pseudonyms. Clock times, telemetry and the images' location are outside; the images themselves
+are inside by their hashes. The same picks give the same digest from SQLite and from PostgreSQL,
+whatever the order of import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from annotate.pairs import derive_pairs, derive_rankings
+from annotate.schema import (
+    Candidate,
+    Outcome,
+    Pick,
+    PreferencePair,
+    Prompt,
+    Question,
+    Ranking,
+    Record,
+    Split,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from annotate.store import PreferenceStore
+
+FORMAT = 1
+MANIFEST = "snapshot.json"
+IMAGES = "images"
+RECORD_FILES: dict[str, type[Record]] = {
+    "prompts.jsonl": Prompt,
+    "candidates.jsonl": Candidate,
+    "tasks.jsonl": Task,
+    "picks.jsonl": Pick,
+}
+R = TypeVar("R", bound=Record)
+
+
+class SnapshotError(ValueError):
+    """A snapshot that is empty, incomplete or not what its digest says."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An immutable set of picks with everything they are about."""
+
+    digest: str
+    """SHA-256 over the content."""
+    folder: Path
+    prompts: tuple[Prompt, ...]
+    """Sorted by id, as are the other records."""
+    candidates: tuple[Candidate, ...]
+    tasks: tuple[Task, ...]
+    picks: tuple[Pick, ...]
+    spec: dict[str, Any] = field(default_factory=dict)
+    """The filters it was cut with."""
+    images: Path | None = None
+    """Where the images lie, when not in the snapshot's own folder."""
+
+    @cached_property
+    def prompt_of(self) -> dict[str, Prompt]:
+        """Prompts by id."""
+        return {prompt.id: prompt for prompt in self.prompts}
+
+    @cached_property
+    def candidate_of(self) -> dict[str, Candidate]:
+        """Candidates by id."""
+        return {candidate.id: candidate for candidate in self.candidates}
+
+    @cached_property
+    def task_of(self) -> dict[str, Task]:
+        """Tasks by id."""
+        return {task.id: task for task in self.tasks}
+
+    def select(
+        self,
+        question: Question | str | None = None,
+        split: Split | str | None = None,
+        outcome: Outcome | str | None = None,
+    ) -> Iterator[Pick]:
+        """The picks on one question, of one split (a pick follows its prompt), of one outcome."""
+        question = None if question is None else Question(question)
+        split = None if split is None else Split(split)
+        outcome = None if outcome is None else Outcome(outcome)
+        for pick in self.picks:
+            task = self.task_of[pick.task_id]
+            if (
+                question in (None, task.question)
+                and split in (None, self.prompt_of[task.prompt_id].split)
+                and outcome in (None, pick.outcome)
+            ):
+                yield pick
+
+    def pairs(
+        self,
+        policy: str = "win_lose",
+        question: Question | str | None = None,
+        split: Split | str | None = None,
+    ) -> list[PreferencePair]:
+        """The preference pairs under a policy of `annotate.pairs.PAIR_POLICIES`."""
+        return list(derive_pairs(self.task_of, self.select(question, split), policy))
+
+    def rankings(
+        self, question: Question | str | None = None, split: Split | str | None = None
+    ) -> list[Ranking]:
+        """Each pick as best, middle, worst, for a Plackett-Luce likelihood."""
+        return list(derive_rankings(self.task_of, self.select(question, split)))
+
+    def image_path(self, candidate: Candidate | str) -> Path:
+        """The PNG file of a candidate, or of an image's SHA-256.
+
+        Raises:
+            FileNotFoundError: it is not where images lie; the message says where that is.
+        """
+        sha256 = candidate if isinstance(candidate, str) else candidate.image_sha256
+        folders = [self.folder / IMAGES, *([self.images] if self.images else [])]
+        for folder in folders:
+            path = folder / f"{sha256}.png"
+            if path.is_file():
+                return path
+        raise FileNotFoundError(
+            f"no image {sha256}.png in {' or '.join(map(str, folders))}; cut the snapshot with "
+            "its images, or name their folder when loading it"
+        )
+
+    def verify_images(self) -> None:
+        """Read every image and compare its hash; SnapshotError names the first that differs."""
+        for candidate in self.candidates:
+            path = self.image_path(candidate)
+            _check_image(path, candidate, path.read_bytes())
+
+
+def cut_snapshot(
+    store: PreferenceStore,
+    folder: str | Path,
+    with_images: bool = True,
+    questions: Collection[Question | str] | None = None,
+    kinds: Collection[str] | None = None,
+    splits: Collection[Split | str] | None = None,
+) -> Snapshot:
+    """Write the store's current picks as a snapshot into the new folder ``folder``.
+
+    The folder appears whole or not at all. Cutting the same content there again is no error.
+
+    Args:
+        with_images: copy the images too, which makes the snapshot self-contained.
+        questions, kinds, splits: keep only the tasks and prompts of these; None keeps all.
+
+    Raises:
+        SnapshotError: there are no picks to cut, or an image in the store is missing or damaged.
+        FileExistsError: the folder is there already and is not this snapshot.
+    """
+    folder = Path(folder)
+    prompts, candidates, tasks, picks = store.labelled(questions, kinds, splits)
+    if not picks:
+        raise SnapshotError(
+            "there are no picks to cut a snapshot from"
+            + ("" if questions is kinds is splits is None else " under these filters")
+            + "; label some tasks first"
+        )
+    contents = dict(
+        zip(
+            RECORD_FILES,
+            (_to_lines(records) for records in (prompts, candidates, tasks, picks)),
+            strict=True,
+        )
+    )
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    digest = _digest(hashes)
+    counts = {
+        "prompts": len(prompts),
+        "candidates": len(candidates),
+        "tasks": len(tasks),
+        "picks": len(picks),
+        "annotators": len({pick.annotator for pick in picks}),
+    }
+    manifest = {
+        "format": FORMAT,
+        "digest": digest,
+        "files": hashes,
+        "counts": counts,
+        "spec": {
+            "questions": _sorted_values(questions),
+            "kinds": _sorted_values(kinds),
+            "splits": _sorted_values(splits),
+        },
+        "with_images": with_images,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    contents[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
+    if not _is_snapshot(folder, digest, with_images):
+        _write_folder(folder, contents, candidates if with_images else [], store)
+    store.add_snapshot(digest, str(folder), counts)
+    return load_snapshot(folder, images=store.images)
+
+
+def load_snapshot(folder: str | Path, images: str | Path | None = None) -> Snapshot:
+    """Read a snapshot and verify its digest.
+
+    Args:
+        images: a folder of ``<sha256>.png`` files to look in, for a snapshot without images.
+
+    Raises:
+        FileNotFoundError: there is no snapshot in ``folder``.
+        SnapshotError: a file is missing, was changed, or does not fit the others.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    loaded: dict[str, list[Any]] = {}
+    for name, record in RECORD_FILES.items():
+        path = folder / name
+        if not path.is_file():
+            raise SnapshotError(f"the snapshot {folder} is incomplete: there is no {name}")
+        data = path.read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if found != manifest["files"].get(name):
+            raise SnapshotError(
+                f"{path} was changed after the snapshot was cut: its SHA-256 is {found}, "
+                f"the manifest says {manifest['files'].get(name)}"
+            )
+        loaded[name] = _from_lines(record, data, path)
+    digest = _digest(manifest["files"])
+    if digest != manifest["digest"]:
+        raise SnapshotError(
+            f"{folder / MANIFEST} was changed: it says digest {manifest['digest']}, "
+            f"the files give {digest}"
+        )
+    prompts, candidates, tasks, picks = loaded.values()
+    snapshot = Snapshot(
+        digest=digest,
+        folder=folder,
+        prompts=tuple(prompts),
+        candidates=tuple(candidates),
+        tasks=tuple(tasks),
+        picks=tuple(picks),
+        spec=manifest["spec"],
+        images=None if images is None else Path(images),
+    )
+    _check_references(snapshot)
+    return snapshot
+
+
+def _digest(hashes: dict[str, str]) -> str:
+    covered = {"format": FORMAT, "files": {name: hashes[name] for name in RECORD_FILES}}
+    return hashlib.sha256(_canonical(covered).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(
+        value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
+
+
+def _to_lines(records: Iterable[Record]) -> bytes:
+    return "".join(_canonical(r.model_dump(mode="json")) + "\n" for r in records).encode()
+
+
+def _from_lines(record: type[R], data: bytes, path: Path) -> list[R]:
+    records = []
+    # Not splitlines(): a prompt may hold U+2028, which JSON does not escape.
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            records.append(record.model_validate_json(line))
+        except ValidationError as error:
+            raise SnapshotError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def _sorted_values(values: Collection[str] | None) -> list[str] | None:
+    return None if values is None else sorted(str(value) for value in values)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"no snapshot in {folder}: there is no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SnapshotError(f"{path} is not valid JSON: {error}") from error
+    missing = {"format", "digest", "files", "spec"} - manifest.keys()
+    if missing:
+        raise SnapshotError(f"{path} lacks {', '.join(sorted(missing))}")
+    if manifest["format"] != FORMAT:
+        raise SnapshotError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+    return manifest
+
+
+def _check_references(snapshot: Snapshot) -> None:
+    """Every pick names a task and ordinals that are there, every task its prompt and candidates."""
+    for task in snapshot.tasks:
+        if task.prompt_id not in snapshot.prompt_of:
+            raise SnapshotError(f"task {task.id} names prompt {task.prompt_id!r}, not in here")
+        for candidate_id in task.candidate_ids:
+            if candidate_id not in snapshot.candidate_of:
+                raise SnapshotError(f"task {task.id} names candidate {candidate_id!r}, not in here")
+    for pick in snapshot.picks:
+        if pick.task_id not in snapshot.task_of:
+            raise SnapshotError(f"pick {pick.id} names task {pick.task_id}, which is not in here")
+        shown = len(snapshot.task_of[pick.task_id].candidate_ids)
+        if max(pick.win or 0, pick.lose or 0) >= shown:
+            raise SnapshotError(f"pick {pick.id} names an ordinal past the {shown} candidates")
+
+
+def _is_snapshot(folder: Path, digest: str, with_images: bool) -> bool:
+    """Whether ``folder`` holds this snapshot already; FileExistsError when it holds anything else.
+
+    An empty folder holds nothing.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if (folder / MANIFEST).is_file():
+        manifest = _read_manifest(folder)
+        if manifest["digest"] == digest and manifest.get("with_images", False) >= with_images:
+            return True
+    raise FileExistsError(f"{folder} is there already; a snapshot is cut into a new folder")
+
+
+def _write_folder(
+    folder: Path,
+    contents: dict[str, bytes],
+    candidates: Iterable[Candidate],
+    store: PreferenceStore,
+) -> None:
+    """Write all files beside ``folder``, then rename: readers see a whole snapshot or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        for name, data in contents.items():
+            _write_file(partial / name, data)
+        for candidate in candidates:
+            source = store.image_path(candidate.image_sha256)
+            target = partial / IMAGES / source.name
+            if target.exists():
+                continue
+            if not source.is_file():
+                raise SnapshotError(f"the store lacks the image of candidate {candidate.id!r}")
+            data = source.read_bytes()
+            _check_image(source, candidate, data)
+            target.parent.mkdir(exist_ok=True)
+            _write_file(target, data)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_image(path: Path, candidate: Candidate, data: bytes) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != candidate.image_sha256:
+        raise SnapshotError(
+            f"the image {path} of candidate {candidate.id!r} is damaged: its SHA-256 is {found}"
+        )
