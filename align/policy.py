@@ -151,7 +151,7 @@ def _with_targets(lora: LoraConfig, adapter: ModelAdapter) -> LoraConfig:
     if lora.target_modules is not None:
         return lora
     lora = copy.copy(lora)
-    lora.target_modules = set(adapter.lora_targets)
+    lora.target_modules = list(adapter.lora_targets)
     return lora
 
 

@@ -11,13 +11,14 @@ These functions read any `AutoencoderKLQwenImage`, whatever its width and depth.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
     QwenImageAttentionBlock,
     QwenImageCausalConv3d,
-    QwenImageMidBlock,
     QwenImageResample,
     QwenImageResidualBlock,
     QwenImageRMS_norm,
@@ -32,7 +33,7 @@ def encode_frame(vae: AutoencoderKLQwenImage, images: Tensor) -> DiagonalGaussia
     The latents are the autoencoder's own, not yet normalised by ``latents_mean`` and
     ``latents_std``.
     """
-    encoder = vae.encoder
+    encoder: Any = vae.encoder
     x = _conv(encoder.conv_in, images)
     for layer in encoder.down_blocks:
         x = _apply(layer, x)
@@ -47,7 +48,7 @@ def decode_frame(vae: AutoencoderKLQwenImage, latents: Tensor, *, clamp: bool = 
     ``clamp`` limits them to [-1, 1] as the autoencoder does; training one wants it off, or pixels
     beyond the range get no gradient.
     """
-    decoder = vae.decoder
+    decoder: Any = vae.decoder
     x = _conv(decoder.conv_in, _conv(vae.post_quant_conv, latents))
     x = _mid_block(decoder.mid_block, x)
     for block in decoder.up_blocks:
@@ -59,8 +60,8 @@ def decode_frame(vae: AutoencoderKLQwenImage, latents: Tensor, *, clamp: bool = 
     return torch.clamp(x, min=-1.0, max=1.0) if clamp else x
 
 
-def _conv(conv: QwenImageCausalConv3d, x: Tensor) -> Tensor:
-    # The class moves its padding into `_padding` (left, right, top, bottom, before, after).
+def _conv(conv: Any, x: Tensor) -> Tensor:
+    # `conv` is a QwenImageCausalConv3d. The class moves its padding into `_padding` (left, right, top, bottom, before, after).
     left, _, top, _, _, _ = conv._padding
     return F.conv2d(x, conv.weight[:, :, -1], conv.bias, conv.stride[1:], (top, left))
 
@@ -87,7 +88,7 @@ def _attention(block: QwenImageAttentionBlock, x: Tensor) -> Tensor:
     return block.proj(attended.reshape(b, c, h, w)) + x
 
 
-def _mid_block(block: QwenImageMidBlock, x: Tensor) -> Tensor:
+def _mid_block(block: Any, x: Tensor) -> Tensor:
     x = _residual_block(block.resnets[0], x)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         x = _residual_block(resnet, _attention(attention, x))

@@ -21,6 +21,7 @@ def load_adapter(path_or_id: str | Path, **options: Any) -> ModelAdapter:
     """
     from diffusers import DiffusionPipeline
 
+    config: Any
     try:
         config = DiffusionPipeline.load_config(str(path_or_id))
     except OSError as error:

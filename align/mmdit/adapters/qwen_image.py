@@ -94,7 +94,7 @@ class QwenImageAdapter:
         self.folder = folder
         if vae is None and vae_config is None:
             raise ValueError("either vae or vae_config is needed: it gives the latents' shape")
-        self._vae_config = vae_config
+        self._vae_config = vae_config or {}
 
     @classmethod
     def from_pretrained(
@@ -122,8 +122,8 @@ class QwenImageAdapter:
             module = classes[part].from_pretrained(folder / part, dtype=dtype)
             modules[part] = module.to(device).eval().requires_grad_(False)
         return cls(
-            scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler"),
-            vae_config=AutoencoderKLQwenImage.load_config(folder / "vae"),
+            scheduler_config=_load_config(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
+            vae_config=_load_config(AutoencoderKLQwenImage, folder / "vae"),
             tokenizer=(
                 Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
                 if "text_encoder" in parts
@@ -207,7 +207,7 @@ class QwenImageAdapter:
 
     @property
     def vae_config(self) -> Mapping[str, Any]:
-        return self._vae_config if self.vae is None else self.vae.config
+        return self._vae_config if self.vae is None else cast(Any, self.vae.config)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = torch.tensor(self.vae_config["latents_mean"]).to(like).view(1, -1, 1, 1)
@@ -333,12 +333,11 @@ class QwenImageAdapter:
         """Parts other than the transformer are copied from the folder that was loaded."""
         if self.folder is None:
             raise ValueError("this adapter was built in memory: it has no pipeline to save into")
-        model = cast(QwenImageTransformer2DModel, transformer)
+        model: Any = transformer
         with torch.device("meta"):
             shell = type(model).from_config(model.config)
         shell.load_state_dict(dict(state_dict), strict=True, assign=True)
-        index = DiffusionPipeline.load_config(self.folder)
-        for name in index:
+        for name in _load_config(DiffusionPipeline, self.folder):
             source = self.folder / name
             if name != "transformer" and source.is_dir() and source != folder / name:
                 shutil.copytree(source, folder / name, dirs_exist_ok=True)
@@ -393,6 +392,10 @@ def _needs_stock_path(vae: AutoencoderKLQwenImage) -> bool:
     """True for tiling and slicing, and in half precision: there a 2-D and a 3-D convolution round
     differently, up to 4/255 in the image, while in float32 both draw the same."""
     return vae.use_tiling or vae.use_slicing or vae.dtype != torch.float32
+
+
+def _load_config(cls: Any, folder: Path) -> dict[str, Any]:
+    return cls.load_config(folder)
 
 
 def _folder_sha256(folder: Path) -> str:
