@@ -91,7 +91,7 @@ class Task(Record):
     id: str
     prompt_id: str
     question: Question = Question.OVERALL
-    candidate_ids: tuple[str, ...]
+    candidate_ids: tuple[str, ...] = Field(min_length=2, max_length=9)
     """In canonical order: the index here is the candidate's ordinal."""
     kind: str = "standard"
 

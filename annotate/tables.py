@@ -149,7 +149,7 @@ class TaskRow(Base):
         UniqueConstraint("id", "prompt_id"),
         CheckConstraint(one_of("question", Question), name="question"),
         CheckConstraint(f"n_candidates BETWEEN 2 AND {MAX_CANDIDATES}", name="n_candidates"),
-        CheckConstraint("k_required >= 1", name="k_required"),
+        CheckConstraint("k_required >= 0", name="k_required"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

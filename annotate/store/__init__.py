@@ -4,8 +4,8 @@
         claim = store.claim(user.id)
         store.submit(user.id, Submission(...))
 
-Each part of the class is a module of its own: accounts (`users`), what is judged (`content`),
-annotators' work (`work`), images (`media`), and what comes out (`results`).
+Each part of the class is a module of its own: accounts (`users`), what is judged (`content`,
+`tasks`), annotators' work (`work`), images (`media`), and what comes out (`results`).
 """
 
 from annotate.store.content import ContentStore
@@ -17,6 +17,7 @@ from annotate.store.errors import (
     StoreError,
 )
 from annotate.store.models import (
+    Answer,
     Claim,
     Progress,
     SnapshotEntry,
@@ -25,10 +26,12 @@ from annotate.store.models import (
     Submission,
     User,
 )
+from annotate.store.tasks import TaskStore
 from annotate.store.users import UserStore
 from annotate.store.work import WorkStore
 
 __all__ = [
+    "Answer",
     "Claim",
     "ConflictError",
     "LeaseError",
@@ -45,5 +48,5 @@ __all__ = [
 ]
 
 
-class PreferenceStore(UserStore, ContentStore, WorkStore):
+class PreferenceStore(UserStore, ContentStore, TaskStore, WorkStore):
     """An open preference store; make one with `PreferenceStore.open`."""

@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Engine, Insert, create_engine, event, make_url, select
+from sqlalchemy import Engine, Insert, create_engine, event, insert, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from annotate.migrations import upgrade
-from annotate.store.errors import ConflictError, StoreAccessError
+from annotate.store.errors import ConflictError, NotFoundError, StoreAccessError
 from annotate.tables import SettingRow
 
 DATABASE_FILE = "winsome.db"
@@ -115,6 +115,8 @@ class StoreBase:
                 session.begin(),
             ):
                 yield session
+        except IntegrityError as error:
+            raise ConflictError(f"the store refuses this: {str(error.orig).strip()}") from error
         except OperationalError as error:
             raise _access_error(self.engine, error) from error
 
@@ -193,3 +195,27 @@ def batches(values: Iterable[Any], size: int = MAX_BOUND_VALUES) -> Iterator[lis
     iterator = iter(values)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def existing_ids(session: Session, row: Any, ids: Iterable[Any]) -> set[Any]:
+    """Those of ``ids`` that the table has."""
+    return {
+        found
+        for batch in batches(ids)
+        for found in session.scalars(select(row.id).where(row.id.in_(batch)))
+    }
+
+
+def require_rows(session: Session, row: Any, ids: Iterable[Any], noun: str) -> None:
+    """NotFoundError names the first of ``ids`` that the table lacks."""
+    wanted = set(ids)
+    missing = sorted(wanted - existing_ids(session, row, wanted))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise NotFoundError(f"there is no {noun} {', '.join(map(repr, missing[:3]))}{more}")
+
+
+def insert_rows(session: Session, row: Any, values: list[dict[str, Any]]) -> None:
+    """INSERT many rows, given by attribute name; none is fine."""
+    if values:
+        session.execute(insert(row), values)

@@ -92,6 +92,15 @@ class Submission(Record):
         return self
 
 
+class Answer(Record):
+    """An answer from elsewhere, by candidate ids, for `PreferenceStore.add_answers`."""
+
+    task_id: str
+    outcome: Outcome
+    win_id: str | None = None
+    lose_id: str | None = None
+
+
 class StoredPick(Pick):
     """A pick with its fate in the store."""
 

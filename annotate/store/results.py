@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 
 from annotate.assignment import keyed_digest
 from annotate.schema import Candidate, Outcome, Pick, Prompt, Question, Run, Split, Task
-from annotate.store.content import candidate_record, load_tasks, prompt_record
+from annotate.store.content import candidate_record, prompt_record
 from annotate.store.engine import StoreBase, batches
 from annotate.store.errors import NotFoundError
 from annotate.store.models import SnapshotEntry, StoreStatus
+from annotate.store.tasks import load_tasks
 from annotate.tables import (
     AssignmentRow,
     CandidateRow,
@@ -58,7 +59,7 @@ class ResultStore(StoreBase):
         Each argument keeps only what it lists; None keeps all.
         """
         query = (
-            select(PickRow, UserRow.name_norm, TaskRow, PromptRow)
+            select(PickRow, UserRow.name_norm, PromptRow)
             .join(UserRow, UserRow.id == PickRow.annotator_id)
             .join(TaskRow, TaskRow.id == PickRow.task_id)
             .join(PromptRow, PromptRow.id == TaskRow.prompt_id)
@@ -71,16 +72,16 @@ class ResultStore(StoreBase):
         if splits is not None:
             query = query.where(PromptRow.split.in_([Split(s).value for s in splits]))
         picks: list[Pick] = []
-        tasks: dict[str, TaskRow] = {}
+        task_ids: set[str] = set()
         prompts: dict[str, Prompt] = {}
         with self._read() as session:
-            for pick, name, task, prompt in session.execute(query):
+            for pick, name, prompt in session.execute(query):
                 picks.append(self.pick_record(pick, name))
-                tasks[task.id] = task
+                task_ids.add(pick.task_id)
                 if prompt.id not in prompts:
                     prompts[prompt.id] = prompt_record(prompt)
-            task_records = load_tasks(session, list(tasks.values()))
-            shown = {c for task in task_records for c in task.candidate_ids}
+            tasks = load_tasks(session, task_ids)
+            shown = {c for task in tasks for c in task.candidate_ids}
             candidates = [
                 candidate_record(row)
                 for batch in batches(shown)
@@ -90,7 +91,7 @@ class ResultStore(StoreBase):
         return (
             sorted(prompts.values(), key=lambda p: p.id),
             sorted(candidates, key=lambda c: c.id),
-            task_records,
+            tasks,
             sorted(picks, key=lambda p: p.id),
         )
 
@@ -156,16 +157,7 @@ class ResultStore(StoreBase):
 
 
 def _run(row: RunRow) -> Run:
-    return Run(
-        id=row.id,
-        kind=row.kind,
-        folder=row.folder,
-        snapshot_digest=row.snapshot_digest,
-        config=row.config,
-        status=row.status,
-        metrics=row.metrics,
-        created_at=row.created_at,
-    )
+    return Run.model_validate({name: getattr(row, name) for name in Run.model_fields})
 
 
 def _count(session: Session, row: type) -> int:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from annotate.store.engine import StoreBase
@@ -44,13 +43,13 @@ class UserStore(StoreBase):
             is_active=True,
             created_at=datetime.now(UTC),
         )
-        try:
-            with self._write() as session:
-                session.add(row)
-                session.flush()
-                return _user(row)
-        except IntegrityError as error:
-            raise ConflictError(f"there is a user {name!r} already") from error
+        with self._write() as session:
+            taken = session.scalar(select(UserRow.id).where(UserRow.name_norm == row.name_norm))
+            if taken is not None:
+                raise ConflictError(f"there is a user {name!r} already")
+            session.add(row)
+            session.flush()
+            return _user(row)
 
     def user(self, name: str) -> User:
         """The user of that name."""

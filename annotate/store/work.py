@@ -46,9 +46,10 @@ class WorkStore(MediaStore, ResultStore):
         with self._write() as session:
             self._lock_user(session, user_id)
             held = session.scalar(
-                select(AssignmentRow).where(
-                    AssignmentRow.annotator_id == user_id, AssignmentRow.state == "leased"
-                )
+                select(AssignmentRow)
+                .where(AssignmentRow.annotator_id == user_id, AssignmentRow.state == "leased")
+                # Without the lock another user could take an expired lease in between.
+                .with_for_update()
             )
             assignment_id = held.id if held else self._take_next(session, user_id, now)
             if assignment_id is None:
@@ -64,7 +65,7 @@ class WorkStore(MediaStore, ResultStore):
         now = now or datetime.now(UTC)
         attempt = self._check_lease_token(user_id, assignment_id, lease_token)
         with self._write() as session:
-            renewed = session.execute(
+            renewed = session.scalar(
                 update(AssignmentRow)
                 .where(
                     AssignmentRow.id == assignment_id,
@@ -73,8 +74,9 @@ class WorkStore(MediaStore, ResultStore):
                     AssignmentRow.attempt == attempt,
                 )
                 .values(lease_until=now + self.lease)
+                .returning(AssignmentRow.id)
             )
-            if renewed.rowcount == 0:
+            if renewed is None:
                 raise LeaseError("the lease on this task is gone; claim again")
         return now + self.lease
 
@@ -168,7 +170,7 @@ class WorkStore(MediaStore, ResultStore):
         """Lease the first slot of the queue that this user may have; its id, or None."""
         mine = aliased(AssignmentRow)
         free = or_(AssignmentRow.state == "open", AssignmentRow.lease_until < now)
-        found = session.execute(
+        next_free = (
             select(AssignmentRow.id, AssignmentRow.task_id, TaskRow.n_candidates)
             .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
             .where(
@@ -181,25 +183,27 @@ class WorkStore(MediaStore, ResultStore):
             .order_by(AssignmentRow.rank, AssignmentRow.id)
             .limit(1)
             .with_for_update(of=AssignmentRow, skip_locked=True)
-        ).first()
-        if found is None:
-            return None
-        order = display_order(self._secret, found.task_id, user_id, found.n_candidates)
-        taken = session.execute(
-            update(AssignmentRow)
-            # The predicate again: the row may have changed between the choice and this write.
-            .where(AssignmentRow.id == found.id, _IN_QUEUE, free)
-            .values(
-                state="leased",
-                annotator_id=user_id,
-                attempt=AssignmentRow.attempt + 1,
-                lease_until=now + self.lease,
-                opened_at=now,
-                display_order=order,
-            )
-            .execution_options(synchronize_session=False)
         )
-        return found.id if taken.rowcount == 1 else None
+        while found := session.execute(next_free).first():
+            order = display_order(self._secret, found.task_id, user_id, found.n_candidates)
+            taken = session.scalar(
+                update(AssignmentRow)
+                # The predicate again: the row may have changed between the choice and this write.
+                .where(AssignmentRow.id == found.id, _IN_QUEUE, free)
+                .values(
+                    state="leased",
+                    annotator_id=user_id,
+                    attempt=AssignmentRow.attempt + 1,
+                    lease_until=now + self.lease,
+                    opened_at=now,
+                    display_order=order,
+                )
+                .returning(AssignmentRow.id)
+                .execution_options(synchronize_session=False)
+            )
+            if taken is not None:
+                return taken
+        return None
 
     def _settle_slot(
         self, session: Session, slot: AssignmentRow, user_id: int, outcome: Outcome
@@ -233,9 +237,9 @@ class WorkStore(MediaStore, ResultStore):
             return
         # The task's row is the lock under which its slots are numbered.
         session.get_one(TaskRow, slot.task_id, with_for_update={"key_share": True})
-        last = session.scalar(
+        last = session.scalars(
             select(func.max(AssignmentRow.slot)).where(AssignmentRow.task_id == slot.task_id)
-        )
+        ).one()
         session.add(
             AssignmentRow(
                 task_id=slot.task_id,
@@ -271,11 +275,11 @@ class WorkStore(MediaStore, ResultStore):
         win, lose = submission.win_position, submission.lose_position
         if win is not None and lose is not None and max(win, lose) >= shown:
             raise StoreError(f"position {max(win, lose)} was not shown; there are 0 to {shown - 1}")
-        revisions = session.scalar(
+        revisions = session.scalars(
             select(func.coalesce(func.max(PickRow.revision), 0)).where(
                 PickRow.task_id == slot.task_id, PickRow.annotator_id == user_id
             )
-        )
+        ).one()
         return PickRow(
             idempotency_key=submission.idempotency_key,
             assignment_id=slot.id,
@@ -303,12 +307,14 @@ class WorkStore(MediaStore, ResultStore):
             .where(TaskCandidateRow.task_id == task.id)
             .order_by(TaskCandidateRow.ordinal)
         ).all()
-        order = slot.display_order
+        order, lease_until = slot.display_order, slot.lease_until
+        assert order is not None
+        assert lease_until is not None
         return Claim(
             assignment_id=slot.id,
             task_id=task.id,
             lease_token=self._lease_token(user_id, slot.id, slot.attempt),
-            lease_until=slot.lease_until,
+            lease_until=lease_until,
             prompt=prompt.text,
             lang=prompt.lang,
             question=Question(task.question),
@@ -345,7 +351,9 @@ class WorkStore(MediaStore, ResultStore):
     def _stored_pick(self, session: Session, row: PickRow) -> StoredPick:
         name = session.get_one(UserRow, row.annotator_id).name_norm
         pick = self.pick_record(row, name)
-        return StoredPick(**pick.model_dump(), status=row.status, submitted_at=row.submitted_at)
+        return StoredPick.model_validate(
+            {**pick.model_dump(), "status": row.status, "submitted_at": row.submitted_at}
+        )
 
     def _lock_user(self, session: Session, user_id: int) -> None:
         """Serialise one user's requests (two tabs, a retry); the user must be active."""

@@ -123,7 +123,7 @@ def upgrade() -> None:
             "question IN ('overall', 'aesthetics', 'instruction', 'detail')",
             name=op.f("ck_task_question"),
         ),
-        sa.CheckConstraint("k_required >= 1", name=op.f("ck_task_k_required")),
+        sa.CheckConstraint("k_required >= 0", name=op.f("ck_task_k_required")),
         sa.CheckConstraint("n_candidates BETWEEN 2 AND 9", name=op.f("ck_task_n_candidates")),
         sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_task_prompt_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_task")),
