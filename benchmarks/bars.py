@@ -151,6 +151,37 @@ CLI = (
     ),
 )
 
+TINY = (
+    Bar(
+        "tiny.images_per_s",
+        "images/s",
+        "drawing 128 px in 12 steps, batch of 16, decoding included",
+        "the stock pipeline: `tiny.draw_vs_diffusers`",
+        rate_of("images", "seconds"),
+    ),
+    Bar(
+        "tiny.draw_vs_diffusers",
+        "x",
+        "that drawing",
+        "the stock diffusers pipeline, same noise and batch, same run",
+        ratio_of("stock_seconds", "seconds"),
+    ),
+    Bar(
+        "tiny.decode_vs_diffusers",
+        "x",
+        "decoding one frame by two-dimensional convolutions",
+        "the stock autoencoder, same batch, same run",
+        ratio_of("stock_decode_seconds", "decode_seconds"),
+    ),
+    Bar(
+        "tiny.largest_difference",
+        "1/255",
+        "largest difference of a pixel from what the stock pipeline draws",
+        "at most 1",
+        lambda raw: float(raw["max_difference"]),
+    ),
+)
+
 
 def _hopper(name: str, unit: str, meaning: str, against: str, formula: Formula) -> Bar:
     return Bar(f"hopper.{name}", unit, meaning, against, formula, needs="h200")
@@ -255,4 +286,4 @@ HOPPER = (
     _hopper("mixed_length_speedup.512", "x", "the same at 512 px", "as above: 1.6", _SPEEDUP),
 )
 
-BARS: dict[str, Bar] = {bar.name: bar for bar in (*CIRCLE, *CLI, *HOPPER)}
+BARS: dict[str, Bar] = {bar.name: bar for bar in (*CIRCLE, *TINY, *CLI, *HOPPER)}

@@ -36,6 +36,15 @@ def measure_cli(args: argparse.Namespace) -> None:
     record(["cli.help_seconds"], {"seconds": seconds[1:]}, "winsome --help")
 
 
+def measure_tiny(args: argparse.Namespace) -> None:
+    """Drawing with the tiny pipeline, beside stock diffusers."""
+    from align import tiny_pipeline
+    from benchmarks.tiny import measure_drawing
+
+    bars = [name for name, bar in BARS.items() if bar.area == "tiny"]
+    record(bars, measure_drawing(tiny_pipeline()), "python -m benchmarks.measure tiny")
+
+
 def measure_circle(args: argparse.Namespace) -> None:
     """The whole circle, once for every seed, each in a folder of its own."""
     reports = []
@@ -52,7 +61,10 @@ def measure_circle(args: argparse.Namespace) -> None:
     record(circle, {"reports": reports}, f"winsome demo --seed N, N in {seeds}")
 
 
-QUICK: dict[str, Callable[[argparse.Namespace], None]] = {"cli": measure_cli}
+QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
+    "cli": measure_cli,
+    "tiny": measure_tiny,
+}
 SLOW: dict[str, Callable[[argparse.Namespace], None]] = {"circle": measure_circle}
 
 
