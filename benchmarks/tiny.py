@@ -31,7 +31,7 @@ def measure_drawing(folder: Path, images: int = 16) -> dict[str, Any]:
     alternate.
     """
     adapter: Any = load_adapter(folder)
-    stock = QwenImagePipeline.from_pretrained(folder)
+    stock: Any = QwenImagePipeline.from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
     cond = adapter.encode_prompts([PROMPTS[index % 2] for index in range(images)])
     shape = adapter.latent_shape(SIDE, SIDE)
