@@ -85,6 +85,8 @@ class ModelAdapter(Protocol):
     text_encoder: nn.Module | None
     tokenizer: Any
     scheduler_config: Mapping[str, Any]
+    folder: Path | None
+    """Where the pipeline lies; None for one built in memory."""
     lora_targets: tuple[str, ...]
     """Module name suffixes that a LoRA adapts by default."""
 
