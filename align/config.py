@@ -1,0 +1,380 @@
+"""Settings of every alignment run. Torch-free, so that ``--help`` and a typo answer at once.
+
+Units: steps are optimizer steps; batch sizes count samples (DPO: pairs) over all processes; paths
+are relative to the working directory. A field's text says what 0 or null means.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from annotate.records import Question, Split
+from annotate.settings import Config, ConfigError, dump_config, flatten_config, load_config
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DPOConfig",
+    "GRPOConfig",
+    "GenerateConfig",
+    "SFTConfig",
+    "TrainConfig",
+    "dump_config",
+    "flatten_config",
+    "load_config",
+    "resolve_model",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def resolve_model(model: str) -> str:
+    """A pipeline folder or Hub id to load; the word ``tiny`` is the pipeline that ships."""
+    if model != "tiny":
+        return model
+    from align import tiny_pipeline
+
+    return str(tiny_pipeline())
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on the transformer's linear layers (peft)."""
+
+    rank: Positive = 16
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale is ``alpha / rank``; null: alpha equals rank."""
+    dropout: Fraction = 0.0
+    target_modules: tuple[str, ...] = ()
+    """Names of linear layers; empty: the adapter's own list."""
+
+
+class OptimizerConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: hold, or fall to zero at ``max_steps``."""
+    warmup_steps: NonNegative = 0
+    """Steps over which the rate rises linearly from ``lr / warmup_steps``; 0: none."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Clips the gradient's global norm; 0: no clipping."""
+
+
+class EMAConfig(Config):
+    """Exponential moving average of the trained weights; it is what validation and export use."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    warmup: bool = True
+    """Decay at step n is at most ``(1 + n) / (10 + n)``, so that short runs are not dominated by
+    the starting weights."""
+
+
+class TrainConfig(Config):
+    """What the three trainers share."""
+
+    model: str
+    """Diffusers pipeline folder, Hub id, or ``tiny``: the pipeline that ships with Winsome."""
+    output_dir: Path
+    """The run folder: configuration, run.json, metrics, checkpoints and ``final/``."""
+    seed: NonNegative = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage type of frozen weights; trained weights are float32 unless DeepSpeed says bf16."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """``bf16``: matrix products in bfloat16 (autocast), on CPU and GPU."""
+    lora: LoraConfig | None = None
+    """null: all parameters of the transformer are trained."""
+    gradient_checkpointing: bool = False
+    deterministic: bool = False
+    """Use only deterministic kernels, so that a resumed run is exact on a GPU too. A CPU with fixed
+    threads is exact without it."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EMAConfig | None = None
+    max_steps: Positive = 100
+    micro_batch_size: Positive | None = None
+    """Samples (DPO: pairs; GRPO: trained sampling steps of an image) in one forward pass of one
+    process; the rest of a step accumulates. null: all of its share at once."""
+    save_every: NonNegative = 50
+    """Steps between checkpoints; 0: none."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints stay."""
+    cache_dir: Path | None = None
+    """Encoded images and prompts, shared between runs; null: ``cache/`` in the run folder."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers known to accelerate, beside the metrics.jsonl that is always written."""
+    progress: bool = True
+    """Show a progress bar where standard error is a terminal."""
+
+
+class ValidationConfig(Config):
+    """A held-out measure with fixed noise and fixed noise levels for each sample."""
+
+    every: NonNegative = 25
+    """Steps between measurements; 0: never."""
+    draws: Positive = 4
+    """Noise levels and noises for each validation sample, evenly spread over the levels."""
+    fraction: Fraction = 0.1
+    """Part of the prompts held out where the rows name no split."""
+    max_samples: Positive | None = None
+    patience: NonNegative = 0
+    """Stop after so many measurements in a row without a new lowest loss; 0: never stop early."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """A new lowest loss must be lower by at least this part of the old one."""
+
+
+class ResolutionConfig(Config):
+    """The size images are brought to: scaled to cover it, then cut at the centre."""
+
+    height: Positive | None = None
+    width: Positive | None = None
+    """Pixels, multiples of 16; null for both: images keep their size and must all have the same."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> ResolutionConfig:
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"give height and width or none, got {self.height} x {self.width}")
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value is not None and value % 16:
+                raise ValueError(f"{name} must be a multiple of 16 pixels, got {value}")
+        return self
+
+
+class SFTDataConfig(ResolutionConfig):
+    """Rows of ``{"prompt", "image", "score"}``, and optionally ``"split"``."""
+
+    path: Path
+    """JSONL file; image paths are relative to its folder."""
+    min_score: float | None = 4.8
+    """Rows below this score (of 5) are left out, as are rows without a score; null: all enter."""
+    caption_dropout: Fraction = 0.1
+    """Part of the samples trained with the empty caption, for classifier-free guidance."""
+
+
+class TimestepConfig(Config):
+    """How noise levels are drawn: logit-normal, then shifted for the image's size."""
+
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+    shift: bool = True
+    """Apply the scheduler's resolution-dependent shift."""
+
+
+class OfflineConfig(TrainConfig):
+    """What trainers on stored data share."""
+
+    batch_size: Positive = 32
+    """Samples (DPO: pairs) in one optimizer step over all processes."""
+
+
+class SFTConfig(OfflineConfig):
+    """``winsome sft``: flow matching on good images."""
+
+    data: SFTDataConfig
+    timesteps: TimestepConfig = TimestepConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+
+class SnapshotPairsConfig(ResolutionConfig):
+    """(win, lose) of each pick in a snapshot folder with images."""
+
+    type: Literal["snapshot"] = "snapshot"
+    path: Path
+    images: Path | None = None
+    """Folder of ``<sha256>.png``; null: the snapshot's own ``images/``."""
+    questions: tuple[Question, ...] = tuple(Question)
+    """Only picks that answer one of these."""
+    policy: Literal["win_lose", "implied_all"] = "win_lose"
+    """Pairs of a pick: the best against the worst, or all that best and worst imply."""
+    splits: tuple[Split, ...] = (Split.TRAIN,)
+    """Prompts to train on; those marked ``validation`` are held out."""
+
+
+class JsonlPairsConfig(ResolutionConfig):
+    """Rows of ``{"prompt", "chosen", "rejected"}``, and optionally ``"weight"`` and ``"split"``."""
+
+    type: Literal["jsonl"] = "jsonl"
+    path: Path
+    """JSONL file; image paths are relative to its folder."""
+
+
+PairsConfig = Annotated[SnapshotPairsConfig | JsonlPairsConfig, Field(discriminator="type")]
+
+
+class ReferenceConfig(Config):
+    """Where the reference model's errors come from."""
+
+    mode: Literal["cached", "live"] = "cached"
+    """``cached``: drawn up front as two numbers a pair and draw, so that no reference stays in
+    memory. ``live``: computed at each step (adapters off, or a frozen copy)."""
+    draws: Positive = 4
+    """Cached mode: (noise level, noise) draws for each pair, used in turn by its epochs."""
+
+
+class DPOObjectiveConfig(Config):
+    """Diffusion-DPO; see `align.objectives.diffusion_dpo`."""
+
+    beta: float | None = Field(default=None, gt=0)
+    """Strength, for errors averaged over the latent; null: 2000, or from ``beta_sum``."""
+    beta_sum: float | None = Field(default=None, gt=0)
+    """The same for errors summed over the elements; instead of ``beta``."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Part of the pairs taken to be labelled the wrong way round (cDPO)."""
+    anchor_weight: float = Field(default=0.0, ge=0)
+    """Weight of the hinge that keeps the chosen image as likely as under the reference; 0: none."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen image's own flow-matching error; 0: none."""
+
+    @model_validator(mode="after")
+    def _one_beta(self) -> DPOObjectiveConfig:
+        if self.beta is not None and self.beta_sum is not None:
+            raise ValueError(f"give beta or beta_sum, got {self.beta} and {self.beta_sum}")
+        return self
+
+
+class DPOConfig(OfflineConfig):
+    """``winsome dpo``: Diffusion-DPO on pairs of images."""
+
+    data: PairsConfig
+    objective: DPOObjectiveConfig = DPOObjectiveConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    timesteps: TimestepConfig = TimestepConfig()
+    validation: ValidationConfig = ValidationConfig(every=0)
+
+
+class RolloutConfig(Config):
+    """How images are drawn during GRPO."""
+
+    height: Positive = 128
+    width: Positive = 128
+    num_steps: Positive = 10
+    """Sampling steps."""
+    window: Positive = 2
+    """Consecutive stochastic steps, which are the trained ones; the other steps are an ODE."""
+    window_range: tuple[NonNegative, NonNegative] | None = None
+    """First and past-the-last step among which the window moves; null: the first half."""
+    noise_level: float = Field(default=0.7, gt=0)
+    """``a`` in the standard deviation ``a * sqrt(sigma / (1 - sigma))`` of the stochastic steps."""
+    guidance_scale: float = Field(default=1.0, ge=1)
+    """Classifier-free guidance while drawing; the policy trains without. 1: none."""
+    batch_size: Positive = 64
+    """Images drawn at once by one process."""
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> RolloutConfig:
+        first, end = self.window_bounds
+        if not first < end <= self.num_steps or end - first < self.window:
+            raise ValueError(
+                f"a window of {self.window} steps does not fit into steps {first} to {end} of "
+                f"{self.num_steps}"
+            )
+        return self
+
+    @property
+    def window_bounds(self) -> tuple[int, int]:
+        """First and past-the-last step that may be stochastic."""
+        return self.window_range or (0, max(self.window, self.num_steps // 2))
+
+
+class GRPOObjectiveConfig(Config):
+    """Flow-GRPO; see `align.objectives.flow_grpo`. Nats are of one sampling step of an image."""
+
+    clip_range: float = Field(default=1.0, gt=0)
+    """Bound on a step's log-ratio, in nats."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference, per nat; 0: none, and no reference is needed."""
+    advantage_clip: float = Field(default=5.0, gt=0)
+    """Bound on an advantage, in standard deviations of its group."""
+    min_reward_std: float = Field(default=1e-4, gt=0)
+    """Groups whose rewards deviate less are dropped, in units of the reward."""
+
+
+class RewardModelConfig(Config):
+    """A preference model trained by ``winsome reward train``, behind its gate."""
+
+    type: Literal["reward_model"] = "reward_model"
+    path: Path
+    """Folder of the reward model, with its report.json."""
+    min_accuracy: float = Field(default=0.6, ge=0, le=1)
+    """The run is refused if the report's held-out accuracy is lower."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of each criterion in the reward; empty: their mean."""
+
+
+class GRPOConfig(TrainConfig):
+    """``winsome grpo``: Flow-GRPO against a reward."""
+
+    prompts: Path
+    """Prompts: text lines, or JSONL of `annotate.records.Prompt`, or a snapshot folder."""
+    splits: tuple[Split, ...] = (Split.TRAIN,)
+    """Only prompts of these splits, where the file names them."""
+    reward: RewardModelConfig
+    rollout: RolloutConfig = RolloutConfig()
+    objective: GRPOObjectiveConfig = GRPOObjectiveConfig()
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Images of one prompt, whose rewards are compared."""
+    prompts_per_step: Positive = 8
+    """Prompts of one rollout."""
+    updates_per_rollout: Positive = 1
+    """Optimizer steps on one rollout; ``max_steps`` counts optimizer steps."""
+    recompute_log_probs: bool = False
+    """Compute the old log-probabilities in the batches that train, at one more forward pass, where
+    a batch of another size gives other numbers (some GPU kernels). Always so with guidance."""
+    ratio_tolerance: float = Field(default=0.0, ge=0)
+    """Preflight: how far from 1 the ratio of a replayed step may be, in nats; 0: exactly 1."""
+
+    @model_validator(mode="after")
+    def _whole_rollouts(self) -> GRPOConfig:
+        updates = self.updates_per_rollout
+        for name in ("max_steps", "save_every"):
+            if getattr(self, name) % updates:
+                raise ValueError(
+                    f"{name} must be a multiple of updates_per_rollout {updates}, "
+                    f"got {getattr(self, name)}"
+                )
+        if self.group_size % updates:
+            raise ValueError(
+                f"group_size must be a multiple of updates_per_rollout {updates}, "
+                f"got {self.group_size}"
+            )
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout must be 0 in GRPO, got {self.lora.dropout}: a replayed step would "
+                "not have the probability it was drawn with"
+            )
+        return self
+
+
+class GenerateConfig(Config):
+    """``winsome generate``: candidates for prompts."""
+
+    model: str = "tiny"
+    """Diffusers pipeline folder, Hub id, or ``tiny``."""
+    lora: Path | None = None
+    """Folder of a LoRA exported by a run."""
+    prompts: Path
+    """Text lines, or JSONL of `annotate.records.Prompt`, or a snapshot folder."""
+    splits: tuple[Split, ...] = tuple(Split)
+    output_dir: Path
+    """Receives images/, prompts.jsonl and candidates.jsonl."""
+    candidates: Positive = 5
+    """Images for each prompt."""
+    seed: NonNegative = 0
+    height: Positive = 128
+    width: Positive = 128
+    num_steps: Positive = 20
+    guidance_scale: float = Field(default=1.0, ge=1)
+    """True classifier-free guidance; 1: none, at half the cost."""
+    negative_prompt: str = " "
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: Positive = 32
+    """Images drawn at once by one process; has no influence on the images."""
+    processes: Positive = 1
+    """Worker processes on this machine, when not under ``accelerate launch``."""
+    progress: bool = True

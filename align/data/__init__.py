@@ -1,0 +1,1 @@
+"""What the loops are fed: rows of images, pairs and prompts, their order, and encoded features."""

@@ -1,0 +1,68 @@
+"""Images from files: identity by content, decoding, and one size for all."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from align.config import ResolutionConfig
+
+__all__ = ["ImageFile", "load_images"]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image on disk, known by its content."""
+
+    path: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the file's bytes; ``FileNotFoundError`` names a missing file."""
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no image at {self.path}") from None
+
+    def load(self, resolution: ResolutionConfig) -> Tensor:
+        """``(3, H, W)`` float32 in [-1, 1].
+
+        Raises:
+            ValueError: the file is not a whole image; names it.
+        """
+        try:
+            with Image.open(self.path) as image:
+                pixels = ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow reports a damaged PNG chunk as SyntaxError.
+            raise ValueError(f"the image {self.path} cannot be read: {error}") from error
+        if resolution.height is not None and resolution.width is not None:
+            size = (resolution.width, resolution.height)
+            if pixels.size != size:
+                pixels = ImageOps.fit(pixels, size, Image.Resampling.LANCZOS)
+        array = np.asarray(pixels, dtype=np.float32) / 127.5 - 1
+        return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def load_images(files: list[ImageFile], resolution: ResolutionConfig) -> Tensor:
+    """``(B, 3, H, W)``; all must be of one size.
+
+    Raises:
+        ValueError: sizes differ; names two files and what to set.
+    """
+    images = [file.load(resolution) for file in files]
+    for file, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            sizes = [f"{i.shape[2]} x {i.shape[1]}" for i in (images[0], image)]
+            raise ValueError(
+                f"images have different sizes: {files[0].path} is {sizes[0]}, {file.path} is "
+                f"{sizes[1]}; set data.height and data.width to bring them to one size"
+            )
+    return torch.stack(images)

@@ -1,0 +1,339 @@
+"""One optimizer step on accelerate: a single process, DDP or DeepSpeed, on CPU and GPU.
+
+The engine owns what training needs beyond the mathematics: processes, mixed precision,
+accumulation, clipping, the learning rate, the moving average, and the state that a checkpoint
+keeps. It holds no data and no loss.
+
+Nothing in it depends on a running random generator: dropout is seeded anew at every step from
+(seed, step, rank), and the learning rate is a function of the step. A resumed run therefore needs
+only weights, optimizer moments and the moving average to continue with the very same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from align.config import OptimizerConfig, TrainConfig
+from align.ema import ShardedEMA
+from align.objectives.base import LossOutput
+
+__all__ = ["BatchPlan", "Engine", "learning_rate", "make_accelerator"]
+
+T = TypeVar("T")
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The `Accelerator` of this process.
+
+    On CPU, accelerate takes each rank of a launch for process 0 of 1 and trains independent copies
+    unless `PartialState` is made first; the number of processes is therefore checked.
+
+    Raises:
+        RuntimeError: accelerate does not see the processes that the launcher started.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    # A process that trains several runs in turn may change the precision between them.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    if world > 1 and not torch.cuda.is_available():
+        PartialState(cpu=True)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers),
+        project_dir=str(config.output_dir),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )
+    if accelerator.num_processes != world:
+        raise RuntimeError(
+            f"the launcher started {world} processes but accelerate sees "
+            f"{accelerator.num_processes}: each would train a copy of its own"
+        )
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
+    """The rate of optimizer step ``step`` (from 1): linear warm-up, then the schedule."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps + 1)
+    left = 1 - min(1.0, done)
+    return config.lr * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one step's samples are shared out: ``total = processes * accumulation * micro``."""
+
+    total: int
+    micro: int
+    accumulation: int
+    rank: int
+
+    @classmethod
+    def make(cls, total: int, micro: int | None, processes: int, rank: int) -> BatchPlan:
+        """Raises `ValueError` with the sizes that do not divide."""
+        share, rest = divmod(total, processes)
+        if rest or not share:
+            raise ValueError(f"batch_size {total} cannot be shared by {processes} processes")
+        micro = micro or share
+        if share % micro:
+            raise ValueError(
+                f"micro_batch_size {micro} does not divide the {share} samples that each of "
+                f"{processes} processes has of batch_size {total}"
+            )
+        return cls(total, micro, share // micro, rank)
+
+    def split(self, items: Sequence[T]) -> list[Sequence[T]]:
+        """This process's micro-batches of the step's ``items``."""
+        share = self.micro * self.accumulation
+        start = self.rank * share
+        return [items[i : i + self.micro] for i in range(start, start + share, self.micro)]
+
+
+class Engine:
+    """Trains the parameters of one module that require a gradient."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.ema: ShardedEMA | None = None
+        self.model: nn.Module
+        self.optimizer: Any
+        self._named: dict[str, nn.Parameter] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def backend(self) -> str:
+        """Names how the state is laid out in a checkpoint."""
+        if not self.is_deepspeed:
+            return "replicated"
+        return f"deepspeed-zero{self._zero_stage}-{self.world}"
+
+    @property
+    def _zero_stage(self) -> int:
+        plugin = self.accelerator.state.deepspeed_plugin
+        return plugin.deepspeed_config["zero_optimization"]["stage"] if self.is_deepspeed else 0
+
+    @property
+    def num_trained(self) -> int:
+        """Trained parameters, over all shards."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self._named.values())
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    # Set-up ---------------------------------------------------------------------------------------
+
+    def prepare(self, module: nn.Module, accumulation: int, micro_batch_size: int = 1) -> nn.Module:
+        """Wrap ``module`` for this launch and make its optimizer; returns the wrapped module.
+
+        Args:
+            module: on any device; only parameters with ``requires_grad`` are trained.
+            accumulation: micro-batches in one optimizer step.
+            micro_batch_size: samples in one of them; DeepSpeed wants to know.
+        """
+        self._named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if not self._named:
+            raise ValueError("no parameter of the model requires a gradient")
+        optimizer_config = self.config.optimizer
+        optimizer = torch.optim.AdamW(
+            list(self._named.values()),
+            lr=optimizer_config.lr,
+            betas=optimizer_config.betas,
+            eps=optimizer_config.eps,
+            weight_decay=optimizer_config.weight_decay,
+            fused=not self.is_deepspeed,
+        )
+        self.accelerator.gradient_accumulation_steps = accumulation
+        if self.is_deepspeed:
+            plugin = self.accelerator.state.deepspeed_plugin
+            plugin.deepspeed_config.update(
+                gradient_accumulation_steps=accumulation,
+                train_micro_batch_size_per_gpu=micro_batch_size,
+                gradient_clipping=optimizer_config.max_grad_norm,
+            )
+        self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.config.ema is not None:
+            self.ema = ShardedEMA(self._named, self.config.ema)
+        self.accelerator.register_save_state_pre_hook(self._save_trainable)
+        self.accelerator.register_load_state_pre_hook(self._load_trainable)
+        return self.model
+
+    # Stepping -------------------------------------------------------------------------------------
+
+    def train_step(
+        self, step: int, batches: Sequence[Any], loss_fn: Callable[[Any], LossOutput]
+    ) -> dict[str, float]:
+        """Optimizer step number ``step`` (from 1) on this process's micro-batches.
+
+        Returns:
+            ``loss`` and the loss function's metrics as means over all samples of the step,
+            ``grad_norm`` before clipping, and ``lr``.
+
+        Raises:
+            ValueError: the loss is not finite; nothing has been written since the last checkpoint.
+        """
+        self._seed(step)
+        rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        grad_norm: Any = None
+        for batch in batches:
+            with self.accelerator.accumulate(self.model):
+                output = loss_fn(batch)
+                self._check_finite(step, output.loss)
+                self.accelerator.backward(output.loss)
+                if self.accelerator.sync_gradients:
+                    grad_norm = self.accelerator.clip_grad_norm_(
+                        self._named.values(), self.config.optimizer.max_grad_norm or math.inf
+                    )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in {"loss": output.loss, **output.metrics}.items():
+                value = torch.as_tensor(value, dtype=torch.float32).detach().to(self.device)
+                sums[name] = sums[name] + value if name in sums else value
+        if self.ema is not None:
+            self.ema.update()
+        metrics = self.mean({name: value / len(batches) for name, value in sums.items()})
+        return metrics | {"grad_norm": float(grad_norm or 0.0), "lr": rate}
+
+    def _seed(self, step: int) -> None:
+        """Seed dropout, the one user of the global generators, for this step and rank."""
+        key = f"{self.config.seed}/{step}/{self.rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1)
+
+    def _check_finite(self, step: int, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
+            raise ValueError(
+                f"the loss is {loss.item()} at step {step} (lr {rate:.3g}); a lower optimizer.lr "
+                "or a longer warm-up usually mends this. Earlier checkpoints are kept"
+            )
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means of scalars over all processes, with one collective."""
+        stacked = torch.stack([torch.as_tensor(v, device=self.device) for v in values.values()])
+        if self.world > 1:
+            stacked = cast(Tensor, self.accelerator.reduce(stacked, "mean"))
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def gather(self, share: Tensor) -> Tensor:
+        """Rows of all processes in rank order; each brings equally many."""
+        if self.world == 1:
+            return share
+        return cast(Tensor, self.accelerator.gather(share.to(self.device)))
+
+    # State ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model has the moving average's weights, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        try:
+            with self.ema.applied():
+                self._refresh_persistent()
+                yield
+        finally:
+            self._refresh_persistent()
+
+    def _refresh_persistent(self) -> None:
+        """ZeRO-3 keeps small parameters gathered; fetch them again from the changed shards."""
+        persistent = getattr(getattr(self.model, "optimizer", None), "persistent_parameters", None)
+        if self.is_deepspeed and persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    def state_dict(self, trained_only: bool = False) -> dict[str, Tensor]:
+        """Whole weights by their names in the module given to `prepare`, gathered from shards.
+
+        All processes must call it; the main one gets the tensors.
+
+        Args:
+            trained_only: leave out what is frozen.
+        """
+        if self._zero_stage == 3:
+            full = cast(Any, self.model)._zero3_consolidated_16bit_state_dict(
+                exclude_frozen_parameters=trained_only
+            )
+        else:
+            full = cast(nn.Module, self.accelerator.unwrap_model(self.model)).state_dict()
+        return {n: t for n, t in (full or {}).items() if not trained_only or n in self._named}
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and average into ``folder``; all processes call it."""
+        options = {"exclude_frozen_parameters": True} if self.is_deepspeed else {}
+        self.accelerator.save_state(str(folder), **options)
+        if self.ema is not None and (self.is_main or self.is_deepspeed):
+            save_file(self.ema.state_dict(), folder / self._ema_name)
+
+    def load(self, folder: Path) -> None:
+        """Take up the state that `save` wrote."""
+        options: dict[str, Any] = {"load_module_strict": False} if self.is_deepspeed else {}
+        self.accelerator.load_state(str(folder), **options)
+        if self.ema is not None:
+            self.ema.load_state_dict(load_file(folder / self._ema_name))
+
+    @property
+    def _ema_name(self) -> str:
+        return f"ema-{self.rank}.safetensors" if self.is_deepspeed else "ema.safetensors"
+
+    def _save_trainable(self, models: list[nn.Module], weights: list[Any], folder: str) -> None:
+        """Of the weights, keep those that were trained: frozen ones are in the base model."""
+        if self.is_deepspeed:
+            return
+        weights.clear()
+        if self.is_main:
+            state = {n: p.detach().contiguous() for n, p in self._named.items()}
+            save_file(state, Path(folder) / "trainable.safetensors")
+
+    def _load_trainable(self, models: list[nn.Module], folder: str) -> None:
+        if self.is_deepspeed:
+            return
+        models.clear()
+        state = load_file(Path(folder) / "trainable.safetensors")
+        if state.keys() != self._named.keys():
+            different = sorted(state.keys() ^ self._named.keys())[:3]
+            raise ValueError(f"{folder} holds other parameters than the model: {different}")
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(state[name])

@@ -1,0 +1,231 @@
+"""The life of a run, the same for every objective: open, resume, step, validate, save, export.
+
+What differs between objectives, the samples of a step and their loss, is given as a function of
+the step number. Since that function and the engine depend on the step alone, a run that was killed
+continues with the numbers it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from align.checkpoint import atomic_folder, read_json
+from align.config import LoraConfig, TrainConfig, flatten_config, resolve_model
+from align.data.features import FeatureEncoder
+from align.engine import Engine, make_accelerator
+from align.metrics import MetricsLog
+from align.mmdit.adapters import ModelAdapter, load_adapter
+from align.policy import Policy
+from align.run import RunFolder, RunResult
+
+__all__ = ["Patience", "Trainer"]
+
+StepFn = Callable[[int], dict[str, float]]
+
+
+@dataclass
+class Patience:
+    """Early stopping on the validation loss; part of the checkpoint."""
+
+    patience: int = 0
+    """Measurements without a new lowest loss after which to stop; 0: never."""
+    min_delta: float = 0.0
+    """A new lowest loss is lower by at least this part of the old one."""
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    """Measurements since the lowest."""
+
+    def observe(self, step: int, loss: float) -> None:
+        if self.best is None or loss < self.best * (1 - self.min_delta):
+            self.best, self.best_step, self.stale = loss, step, 0
+        else:
+            self.stale += 1
+
+    @property
+    def is_exhausted(self) -> bool:
+        return 0 < self.patience <= self.stale
+
+
+class Trainer:
+    """Opens the run folder and the processes; then `build_policy`, then `fit`.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, config: TrainConfig, command: str) -> None:
+        self.config = config
+        self.command = command
+        self.run = RunFolder(config)
+        self.engine = Engine(config, make_accelerator(config))
+        self.model = resolve_model(config.model)
+        self.adapter: ModelAdapter
+        self.policy: Policy
+
+    def begin(self, **facts: Any) -> None:
+        """Write config.yaml and run.json; ``facts`` say what the run learns from."""
+        if self.engine.is_main:
+            self.run.begin(
+                self.command,
+                processes=self.engine.world,
+                threads=torch.get_num_threads(),
+                device=str(self.engine.device),
+                backend=self.engine.backend,
+                **facts,
+            )
+        self.engine.barrier()
+
+    def encoder(self) -> FeatureEncoder:
+        """The encoder of images and prompts, with its cache."""
+        folder = self.config.cache_dir or self.run.path / "cache"
+        return FeatureEncoder(self.model, folder, self.engine, getattr(torch, self.config.dtype))
+
+    def build_policy(
+        self, accumulation: int, micro_batch_size: int, reference: Literal["copy", "none"] = "none"
+    ) -> Policy:
+        """Load the transformer, choose what is trained, and prepare it for this launch."""
+        config = self.config
+        # AdamW's steps vanish in bfloat16 weights; DeepSpeed keeps float32 masters of its own.
+        whole = config.lora is None and not self.engine.is_deepspeed
+        dtype = torch.float32 if whole else getattr(torch, config.dtype)
+        device = "cpu" if self.engine.is_deepspeed else self.engine.device
+        self.adapter = load_adapter(self.model, dtype=dtype, device=device, parts=("transformer",))
+        assert self.adapter.transformer is not None
+        self.policy = Policy(
+            self.adapter,
+            self.adapter.transformer,
+            lora=None if config.lora is None else _peft_config(config.lora),
+            reference=reference,
+            gradient_checkpointing=config.gradient_checkpointing,
+            seed=config.seed,
+        )
+        self.policy.transformer = self.engine.prepare(
+            self.policy.transformer, accumulation, micro_batch_size
+        )
+        if self.engine.is_main:
+            self.run.update(
+                model=self.config.model,
+                model_sha256=self.adapter.model_sha256(),
+                trained_parameters=self.engine.num_trained,
+            )
+        return self.policy
+
+    def fit(
+        self,
+        train_step: StepFn,
+        validate: Callable[[], dict[str, float]] | None = None,
+        validate_every: int = 0,
+        patience: Patience | None = None,
+    ) -> RunResult:
+        """Step until ``max_steps`` or until patience ends, then export.
+
+        Args:
+            train_step: takes the optimizer step of the given number, from 1; returns metrics.
+            validate: measures the model, which has the average's weights meanwhile; returns
+                metrics, ``validation/loss`` among them.
+            validate_every: steps between measurements; the first is before training.
+        """
+        config, engine = self.config, self.engine
+        patience = patience or Patience()
+        step = self._resume(patience)
+        log = MetricsLog(
+            self.run.path,
+            engine.accelerator,
+            config.max_steps,
+            resumed_step=step or None,
+            progress=config.progress,
+            config=flatten_config(config),
+        )
+        validate_every = validate_every if validate is not None else 0
+
+        def measured() -> dict[str, float]:
+            assert validate is not None
+            engine.model.eval()
+            with engine.averaged(), torch.no_grad():
+                figures = validate()
+            patience.observe(step, figures["validation/loss"])
+            return figures
+
+        try:
+            if step == 0 and validate_every:
+                log.log(0, measured())
+            while step < config.max_steps and not patience.is_exhausted:
+                step += 1
+                metrics = train_step(step)
+                if validate_every and step % validate_every == 0:
+                    metrics |= measured()
+                log.log(step, metrics)
+                if config.save_every and step % config.save_every == 0:
+                    self._save(step, patience)
+            self._export(step)
+        finally:
+            log.close()
+        return self.run.result()
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def _resume(self, patience: Patience) -> int:
+        """Take up the newest checkpoint; returns its step, 0 without one."""
+        latest = self.run.checkpoints.latest()
+        self.engine.barrier()
+        if latest is None:
+            return 0
+        step, folder = latest
+        state = read_json(folder / "state.json")
+        if state["backend"] != self.engine.backend:
+            raise ValueError(
+                f"{folder} was written by {state['backend']}, this launch is "
+                f"{self.engine.backend}: continue with the launcher's old settings"
+            )
+        self.engine.load(folder)
+        for name, value in state["patience"].items():
+            setattr(patience, name, value)
+        return step
+
+    def _save(self, step: int, patience: Patience) -> None:
+        target = self.run.checkpoints.path(step)
+        with self._writing(target) as folder:
+            self.engine.save(folder)
+            if self.engine.is_main:
+                state = {
+                    "step": step,
+                    "backend": self.engine.backend,
+                    "threads": torch.get_num_threads(),
+                    "patience": asdict(patience),
+                }
+                (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        if self.engine.is_main:
+            self.run.checkpoints.prune()
+
+    def _export(self, step: int) -> None:
+        """Write ``final/``: what stock diffusers loads."""
+        with self._writing(self.run.final) as folder, self.engine.averaged():
+            state = self.engine.state_dict(trained_only=self.policy.has_lora)
+            if self.engine.is_main:
+                self.policy.save_pretrained(folder, state)
+        if self.engine.is_main:
+            self.run.finish(step)
+        self.engine.barrier()
+
+    def _writing(self, target: Path) -> Any:
+        return atomic_folder(target, self.engine.is_main, self.engine.barrier)
+
+
+def _peft_config(lora: LoraConfig) -> Any:
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or None,
+        init_lora_weights=True,
+    )
