@@ -102,8 +102,6 @@ def _resample(layer: QwenImageResample, x: Tensor) -> Tensor:
 def _apply(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, QwenImageResidualBlock):
         return _residual_block(layer, x)
-    if isinstance(layer, QwenImageAttentionBlock):
-        return _attention(layer, x)
     if isinstance(layer, QwenImageResample):
         return _resample(layer, x)
     raise TypeError(f"no single-frame form of {type(layer).__name__}")

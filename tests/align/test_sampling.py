@@ -1,0 +1,104 @@
+"""What we draw is what the stock pipeline draws from the same noise."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImagePipeline
+
+from align.mmdit.adapters import image_to_uint8, load_adapter
+from align.mmdit.adapters.qwen_image import pack
+from align.sampling import sample, sample_sde
+from align.sde import gaussian_log_prob, sde_step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@torch.no_grad()
+def test_samples_equal_the_stock_pipelines(tiny_folder, prompts, noise, dtype, guidance_scale):
+    adapter = load_adapter(tiny_folder, dtype=dtype)
+    pipeline = QwenImagePipeline.from_pretrained(tiny_folder, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    guided = guidance_scale > 1
+
+    def draw(output_type):
+        return pipeline(
+            prompt=prompts,
+            negative_prompt=[" "] * 3 if guided else None,
+            true_cfg_scale=guidance_scale,
+            height=64,
+            width=64,
+            num_inference_steps=4,
+            latents=pack(noise),
+            output_type=output_type,
+        ).images
+
+    cond = adapter.encode_prompts(prompts)
+    negative = adapter.encode_prompts([" "] * 3) if guided else None
+    latents = sample(adapter, adapter.transformer, cond, noise, 4, guidance_scale, negative)
+    assert torch.equal(pack(latents), draw("latent"))
+
+    images = image_to_uint8(adapter.decode_latents(latents)).numpy().astype(int)
+    stock = np.stack([np.asarray(image) for image in draw("pil")]).astype(int)
+    assert np.abs(images - stock).max() <= 1
+
+
+def test_guidance_without_a_negative_prompt_is_an_error(adapter, cond, noise):
+    with pytest.raises(ValueError, match="needs a negative conditioning"):
+        sample(adapter, adapter.transformer, cond, noise, 2, guidance_scale=4.0)
+
+
+@torch.no_grad()
+def test_stochastic_steps_are_recorded_and_replay_exactly(adapter, cond, noise):
+    step_noise = torch.randn(2, *noise.shape, generator=torch.Generator().manual_seed(0))
+    drawn = sample_sde(
+        adapter,
+        adapter.transformer,
+        cond,
+        noise,
+        5,
+        noise_level=0.7,
+        sde_steps=[0, 2],
+        step_noise=step_noise,
+    )
+    sigmas = adapter.sigmas(5, 64, 64)
+    assert drawn.sigma.tolist() == sigmas[[0, 2]].tolist()
+    assert drawn.sigma_next.tolist() == sigmas[[1, 3]].tolist()
+    assert torch.equal(drawn.x_t[0], noise)
+    for s in range(2):
+        sigma, sigma_next = drawn.sigma[s].expand(3), drawn.sigma_next[s].expand(3)
+        velocity = adapter.velocity(adapter.transformer, drawn.x_t[s], sigma, cond)
+        mean, std = sde_step(drawn.x_t[s], velocity, sigma, sigma_next, 0.7)
+        assert torch.equal(gaussian_log_prob(drawn.x_next[s], mean, std), drawn.log_prob[s])
+        torch.testing.assert_close(
+            drawn.x_next[s], mean + std.view(-1, 1, 1, 1) * step_noise[s], rtol=0, atol=1e-6
+        )
+
+
+def test_without_noise_the_sde_is_the_ode(adapter, cond, noise):
+    ode = sample(adapter, adapter.transformer, cond, noise, 5)
+    sde = sample_sde(
+        adapter,
+        adapter.transformer,
+        cond,
+        noise,
+        5,
+        noise_level=1e-4,
+        sde_steps=[1],
+        step_noise=torch.randn(1, *noise.shape),
+    )
+    torch.testing.assert_close(sde.latents, ode, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("sde_steps", [[], [2, 1], [1, 1], [-1], [5]])
+def test_wrong_stochastic_steps_are_named(adapter, cond, noise, sde_steps):
+    with pytest.raises(ValueError, match="ascending step numbers of 0 to 4"):
+        sample_sde(
+            adapter,
+            adapter.transformer,
+            cond,
+            noise,
+            5,
+            noise_level=0.7,
+            sde_steps=sde_steps,
+            step_noise=torch.zeros(len(sde_steps), *noise.shape),
+        )

@@ -1,0 +1,81 @@
+"""The Flow-SDE step against the paper's formula, torch.distributions and the marginals it keeps."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal, kl_divergence
+
+from align.mmdit.flow import seeded_noise
+from align.sde import gaussian_kl, gaussian_log_prob, sde_step
+
+
+def published_step(x, v, sigma, sigma_next, sigma_max, noise_level):
+    """Flow-GRPO's own arrangement of the step, for one scalar sigma."""
+    dt = sigma_next - sigma
+    divisor = 1 - (sigma_max if sigma == 1 else sigma)
+    std_dev_t = (sigma / divisor) ** 0.5 * noise_level
+    mean = (
+        x * (1 + std_dev_t**2 / (2 * sigma) * dt)
+        + v * (1 + std_dev_t**2 * (1 - sigma) / (2 * sigma)) * dt
+    )
+    return mean, std_dev_t * (-dt) ** 0.5
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4])
+def test_the_step_is_the_published_one(step):
+    sigmas = [1.0, 0.9, 0.7, 0.4, 0.1, 0.0]
+    x, v = seeded_noise(0, "x", step, (2, 4, 2, 2)), seeded_noise(0, "v", step, (2, 4, 2, 2))
+    mean, std = sde_step(
+        x, v, torch.full((2,), sigmas[step]), torch.full((2,), sigmas[step + 1]), 0.7
+    )
+    expected_mean, expected_std = published_step(
+        x.double(), v.double(), sigmas[step], sigmas[step + 1], sigmas[1], 0.7
+    )
+    torch.testing.assert_close(mean.double(), expected_mean, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(std.double(), torch.full((2,), expected_std).double())
+
+
+def test_log_prob_and_kl_are_those_of_torch_distributions():
+    x, mean, other = (seeded_noise(0, name, 0, (3, 4, 8, 8)) for name in ("x", "mean", "other"))
+    std = torch.tensor([0.05, 0.3, 2.0])
+
+    def normal(center):
+        return Independent(Normal(center.double(), std.double().view(-1, 1, 1, 1)), 3)
+
+    log_prob = gaussian_log_prob(x, mean, std)
+    kl = gaussian_kl(mean, other, std)
+    assert log_prob.dtype == kl.dtype == torch.float64
+    torch.testing.assert_close(log_prob, normal(mean).log_prob(x.double()), rtol=1e-6, atol=0)
+    torch.testing.assert_close(kl, kl_divergence(normal(mean), normal(other)), rtol=1e-6, atol=0)
+    assert gaussian_kl(mean, mean, std).tolist() == [0, 0, 0]
+
+
+def test_large_latents_keep_their_log_ratio():
+    """Two log-probabilities of about 1e5 nats differ by 1e-3: a float32 sum would lose it."""
+    shape = (1, 16, 128, 128)
+    mean, z = seeded_noise(0, "mean", 0, shape), seeded_noise(0, "z", 0, shape)
+    std = torch.tensor([0.1])
+    x = mean + 0.1 * z
+    shift = 1e-9
+    ratio = gaussian_log_prob(x, mean, std) - gaussian_log_prob(x, mean, std * (1 + shift))
+    expected = x.numel() * shift - shift * (((x - mean) / 0.1).double().square().sum())
+    assert ratio.item() == pytest.approx(expected.item(), abs=2e-5)
+
+
+@pytest.mark.parametrize("noise_level", [0.3, 1.0])
+def test_the_marginals_are_those_of_the_flow(noise_level):
+    """For data N(0, c^2) the exact velocity is linear in x; every marginal's variance is known."""
+    c, num_steps = 0.5, 2000
+    sigmas = torch.linspace(0.999, 0.05, num_steps + 1)
+
+    def variance(sigma):
+        return (1 - sigma) ** 2 * c**2 + sigma**2
+
+    x = seeded_noise(0, "start", 0, (1, 20000)) * variance(sigmas[0]).sqrt()
+    generator = torch.Generator().manual_seed(0)
+    for sigma, sigma_next in pairwise(sigmas):
+        velocity = (sigma - (1 - sigma) * c**2) / variance(sigma) * x  # E[noise - x_0 | x_t]
+        mean, std = sde_step(x, velocity, sigma[None], sigma_next[None], noise_level)
+        x = mean + std * torch.randn(x.shape, generator=generator)
+    assert x.var().item() == pytest.approx(variance(sigmas[-1]).item(), rel=0.05)
