@@ -1,0 +1,117 @@
+"""The routes behind the labelling canvas: plain POSTs of a few milliseconds, no Gradio queue.
+
+Nothing here names a candidate, its ordinal, a model, a seed or a file: the browser knows display
+positions and opaque tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, HTTPException, Request, Response
+from pydantic import Field
+
+from annotate.records import Question
+from annotate.schema import Record
+from annotate.store import PreferenceStore
+from annotate.store.errors import NotFoundError
+from annotate.store.models import Claim, Progress, Submission, User
+from annotate.web.config import ServeConfig
+from annotate.web.guard import USER_KEY
+from annotate.web.i18n import LANGUAGE_COOKIE, choose_language
+from annotate.web.images import strip_metadata
+
+MEDIA_CACHE = "private, max-age=86400, immutable"
+
+
+class Hold(Record):
+    """Names the task in hand."""
+
+    assignment_id: int
+    lease_token: str = Field(max_length=500)
+
+
+def current_user(request: Request) -> User:
+    """The signed-in user; the guard lets nobody else come this far."""
+    user = request.scope.get(USER_KEY)
+    if user is None:
+        raise HTTPException(401, "not signed in")
+    return user
+
+
+CurrentUser = Annotated[User, Depends(current_user)]
+
+
+def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
+    """``/api/*`` and ``/media/*``. Each works with the signed-in user's own tasks alone."""
+    router = APIRouter()
+
+    @router.get("/api/me")
+    def me(user: CurrentUser, request: Request) -> dict[str, Any]:
+        cookie = request.cookies.get(LANGUAGE_COOKIE)
+        accept = request.headers.get("accept-language", "")
+        return {
+            "id": user.id,
+            "name": user.name,
+            "may_review": user.at_least("reviewer"),
+            "language": choose_language(config.language, cookie, accept),
+        }
+
+    @router.post("/api/claim")
+    def claim(user: CurrentUser) -> dict[str, Any]:
+        return _answer(store, user, store.claim(user.id))
+
+    @router.post("/api/heartbeat")
+    def heartbeat(user: CurrentUser, hold: Annotated[Hold, Body()]) -> dict[str, str]:
+        until = store.heartbeat(user.id, hold.assignment_id, hold.lease_token)
+        return {"lease_until": until.isoformat()}
+
+    @router.post("/api/submit")
+    def submit(user: CurrentUser, submission: Annotated[Submission, Body()]) -> dict[str, Any]:
+        """Store a pick and hand out the next task, so that it loads at once."""
+        store.submit(user.id, submission)
+        return _answer(store, user, store.claim(user.id))
+
+    @router.post("/api/undo")
+    def undo(user: CurrentUser) -> dict[str, Any]:
+        """Take the last pick back; its task is in the user's hands again."""
+        return _answer(store, user, store.undo(user.id))
+
+    @router.get("/api/progress")
+    def progress(user: CurrentUser) -> dict[str, int]:
+        return _progress(store.progress(user.id))
+
+    @router.get("/media/{token}")
+    def media(user: CurrentUser, token: str) -> Response:
+        try:
+            data = store.media(user.id, token).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError("there is no such image for this user") from error
+        return Response(
+            strip_metadata(data), media_type="image/png", headers={"Cache-Control": MEDIA_CACHE}
+        )
+
+    return router
+
+
+def _answer(store: PreferenceStore, user: User, claim: Claim | None) -> dict[str, Any]:
+    progress = claim.progress if claim else store.progress(user.id)
+    return {"task": _task(claim) if claim else None, "progress": _progress(progress)}
+
+
+def _task(claim: Claim) -> dict[str, Any]:
+    """What the browser may know of a task."""
+    return {
+        "assignment_id": claim.assignment_id,
+        "lease_token": claim.lease_token,
+        "question": Question(claim.question).value,
+        "prompt": {"text": claim.prompt, "lang": claim.lang},
+        "candidates": [
+            {"src": f"/media/{token}", "width": width, "height": height}
+            for token, (width, height) in zip(claim.media, claim.sizes, strict=True)
+        ],
+    }
+
+
+def _progress(progress: Progress) -> dict[str, int]:
+    return {"done": progress.done, "skipped": progress.skipped, "remaining": progress.remaining}

@@ -1,0 +1,134 @@
+"""The gate before every route, Gradio's included: who asks, from which page, for what.
+
+It is plain ASGI and stands before the mounted apps, because Gradio's own login, CORS and "private"
+endpoints are no access boundary. Whatever is not listed as public needs a session.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import quote, unquote, urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from annotate.store.models import User
+
+SESSION_COOKIE = "winsome_session"
+USER_KEY = "winsome.user"
+"""Where the ASGI scope carries the signed-in `User`."""
+
+PUBLIC = ("/login", "/static/", "/healthz", "/favicon.ico")
+REVIEW = ("/review",)
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+
+# Routes of Gradio that nothing here uses. ``file=`` and ``proxy=`` fetch any public address for a
+# signed-in user; uploads, shared links and saved runs would fill the disk.
+_UNUSED_ROUTES = re.compile(
+    r"/gradio_api/(?:file[=/]|proxy=|stream/|upload|deep_link|component_server|runs|dev/|vibe)",
+    re.IGNORECASE,
+)
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class Guard:
+    """ASGI middleware: same-origin check, session, role, size limit, security headers."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        find_user: Callable[[str], User | None],
+        public_url: str | None,
+        max_body_bytes: int,
+    ):
+        self._app = app
+        self._find_user = find_user
+        self._public_host = urlsplit(public_url).netloc.lower() if public_url else None
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            # No route speaks WebSocket; lifespan passes.
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refusal = await self._refusal(scope)
+        await (refusal or self._app)(scope, receive, send_with_headers)
+
+    async def _refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that must not pass, or None. Notes the user in the scope."""
+        headers = Headers(scope=scope)
+        path = scope["path"]
+        if _UNUSED_ROUTES.search(path) or _UNUSED_ROUTES.search(unquote(path)):
+            return _error(404, "there is no such page")
+        if scope["method"] not in SAFE_METHODS:
+            if not self._is_same_origin(headers):
+                return _error(403, "this request does not come from a page of this server")
+            if "transfer-encoding" in headers:
+                return _error(411, "a request must say its length")
+            if int(headers.get("content-length", "0")) > self._max_body_bytes:
+                return _error(413, f"a request has at most {self._max_body_bytes} bytes")
+        token = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+        user = await run_in_threadpool(self._find_user, token) if token else None
+        scope[USER_KEY] = user
+        if _is_below(path, PUBLIC):
+            return None
+        if user is None:
+            return _ask_to_sign_in(scope, headers)
+        if _is_below(path, REVIEW) and not user.at_least("reviewer"):
+            return _error(403, f"{user.role}s have no access to this page")
+        return None
+
+    def _is_same_origin(self, headers: Headers) -> bool:
+        """Whether a page of ours sent this. A browser always says; silence is refused."""
+        site = headers.get("sec-fetch-site")
+        origin = headers.get("origin")
+        if site not in (None, "same-origin"):
+            return False
+        if origin is None:
+            return site == "same-origin"
+        expected = self._public_host or headers.get("host", "").lower()
+        return urlsplit(origin).netloc.lower() == expected
+
+
+def _is_below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status_code=status)
+
+
+def _ask_to_sign_in(scope: Scope, headers: Headers) -> Response:
+    """A page leads to the login form and back; a call from a page is answered 401."""
+    wants_page = "text/html" in headers.get("accept", "")
+    if scope["method"] == "GET" and wants_page:
+        return RedirectResponse(f"/login?next={quote(scope['path'])}", status_code=303)
+    return _error(401, "not signed in")

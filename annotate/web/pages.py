@@ -1,0 +1,97 @@
+"""What browsers get as HTML: the login form, and Gradio's page with our head and policy."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from html import escape
+from pathlib import Path
+from string import Template
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from annotate.web.i18n import LANGUAGES, catalogue
+
+STATIC = Path(__file__).parent / "static"
+GRADIO_ROOTS = ("/annotate", "/review")
+
+# Gradio compiles the canvas's template and its start-up line in the browser, hence unsafe-eval;
+# its components write style elements, hence unsafe-inline for styles. Scripts need the nonce.
+_GRADIO_POLICY = (
+    "default-src 'none'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self'; worker-src 'self' blob:; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+_HEAD = """
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/static/tokens.css">
+<link rel="stylesheet" href="/static/{sheet}.css">
+<script type="module" src="/static/js/theme.js"></script>
+"""
+_SHEETS = {"/annotate": "canvas", "/review": "review"}
+# Cards for social networks with addresses elsewhere, and a manifest that is not served.
+_UNWANTED = re.compile(
+    rb'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="manifest"[^>]*>'
+)
+
+
+def login_page(language: str, next_path: str, error: str = "") -> str:
+    """The login form. ``error`` and ``next_path`` are plain text."""
+    words = catalogue(language)
+    other = next(code for code in LANGUAGES if code != language)
+    values = {key.removeprefix("login."): escape(words[key]) for key in words if "login." in key}
+    return Template((STATIC / "login.html").read_text(encoding="utf-8")).substitute(
+        values,
+        language="zh-CN" if language == "zh" else language,
+        other_language=other,
+        error=escape(error),
+        error_hidden="" if error else "hidden",
+        next=escape(next_path),
+    )
+
+
+class GradioPages:
+    """ASGI middleware: gives each page that Gradio makes our head, policy and script nonce."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root = scope["path"].rstrip("/") if scope["type"] == "http" else ""
+        if root not in GRADIO_ROOTS or scope["method"] != "GET":
+            await self._app(scope, receive, send)
+            return
+        # The page is rewritten as text, so it must not come compressed.
+        headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+        start: Message | None = None
+        body = b""
+
+        async def collect(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body += message.get("body", b"")
+            if message.get("more_body") or start is None:
+                return
+            content = _rewrite(start, body, root)
+            await send(start)
+            await send({"type": "http.response.body", "body": content})
+
+        await self._app({**scope, "headers": headers}, receive, collect)
+
+
+def _rewrite(start: Message, body: bytes, root: str) -> bytes:
+    """The page's new text; ``start`` gets the headers that belong to it."""
+    if not Headers(raw=start["headers"]).get("content-type", "").startswith("text/html"):
+        return body
+    nonce = secrets.token_urlsafe(16)
+    head = _HEAD.format(sheet=_SHEETS[root]).encode()
+    body = _UNWANTED.sub(b"", body).replace(b"</head>", head + b"</head>", 1)
+    body = body.replace(b"<script", f'<script nonce="{nonce}"'.encode())
+    headers = MutableHeaders(scope=start)
+    headers["Content-Length"] = str(len(body))
+    headers["Content-Security-Policy"] = _GRADIO_POLICY.format(nonce=nonce)
+    return body

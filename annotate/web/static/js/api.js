@@ -1,0 +1,63 @@
+// Talks to the server. A pick that was made is never lost: it lies in localStorage until the
+// server has answered for it, and is sent again under the same key.
+
+export class ApiError extends Error {
+  /** `status` is 0 where no answer came. */
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+
+  /** True where sending the same again later can succeed. */
+  get isTemporary() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
+}
+
+export async function call(path, body) {
+  let reply;
+  try {
+    reply = await fetch(`/api/${path}`, {
+      method: body === undefined ? "GET" : "POST",
+      headers: body === undefined ? {} : { "Content-Type": "application/json" },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      cache: "no-store",
+      credentials: "same-origin",
+      signal: AbortSignal.timeout(15000),
+    });
+  } catch (error) {
+    throw new ApiError(0, String(error));
+  }
+  const answer = await reply.json().catch(() => null);
+  if (!reply.ok) throw new ApiError(reply.status, answer?.error ?? `HTTP ${reply.status}`);
+  return answer;
+}
+
+/** A fresh idempotency key. `crypto.randomUUID` is missing where the page is served without TLS. */
+export function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Holds the one pick that is on its way, across reloads. */
+export class Outbox {
+  constructor(user) {
+    this.slot = `winsome.outbox.${user}`;
+  }
+
+  get pending() {
+    try {
+      return JSON.parse(localStorage.getItem(this.slot));
+    } catch {
+      return null; // not JSON: nothing of ours
+    }
+  }
+
+  put(pick) {
+    localStorage.setItem(this.slot, JSON.stringify(pick));
+  }
+
+  clear() {
+    localStorage.removeItem(this.slot);
+  }
+}

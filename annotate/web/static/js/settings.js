@@ -1,0 +1,22 @@
+// The annotator's own choices, kept in this browser.
+
+const SLOT = "winsome.settings";
+const DEFAULTS = { quick: true, crisp: false, shortcuts: true, theme: "auto", language: null };
+
+export class Settings {
+  get(name) {
+    return { ...DEFAULTS, ...this.read() }[name];
+  }
+
+  set(name, value) {
+    localStorage.setItem(SLOT, JSON.stringify({ ...this.read(), [name]: value }));
+  }
+
+  read() {
+    try {
+      return JSON.parse(localStorage.getItem(SLOT)) ?? {};
+    } catch {
+      return {}; // not JSON: nothing of ours
+    }
+  }
+}
