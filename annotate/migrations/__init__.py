@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
@@ -52,12 +53,12 @@ def downgrade(engine: Engine, revision: str) -> None:
     _run(engine, command.downgrade, revision)
 
 
-def _run(engine: Engine, action, revision: str) -> None:
+def _run(engine: Engine, action: Callable[[Config, str], None], revision: str) -> None:
     is_sqlite = engine.dialect.name == "sqlite"
     with engine.execution_options(winsome_write=True).connect() as connection:
         if is_sqlite:
             # A batch migration rebuilds tables, which must not cascade; no effect inside BEGIN.
-            connection.connection.driver_connection.execute("PRAGMA foreign_keys=OFF")
+            _set_foreign_keys(connection, "OFF")
         try:
             with connection.begin():
                 if not is_sqlite:
@@ -67,4 +68,10 @@ def _run(engine: Engine, action, revision: str) -> None:
                 action(alembic_config(connection), revision)
         finally:
             if is_sqlite:
-                connection.connection.driver_connection.execute("PRAGMA foreign_keys=ON")
+                _set_foreign_keys(connection, "ON")
+
+
+def _set_foreign_keys(connection: Connection, state: str) -> None:
+    cursor = connection.connection.cursor()
+    cursor.execute(f"PRAGMA foreign_keys={state}")
+    cursor.close()

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from annotate.schema import Candidate, Generation, Prompt, Record, Split
+from annotate.schema import Candidate, Generation, Prompt, Split
 from annotate.store.engine import StoreBase, batches, insert_rows, require_rows
 from annotate.store.errors import ConflictError, StoreError
 from annotate.tables import CandidateRow, PromptRow
@@ -183,7 +183,7 @@ def _image_bytes(sha256: str, images: ImageSource) -> bytes:
         raise StoreError(f"cannot read the image {path}: {error.strerror}") from error
 
 
-def _check_text(record: Record) -> None:
+def _check_text(record: Prompt | Candidate) -> None:
     """Both engines can hold it: no NUL, no lone surrogate, no NaN."""
     try:
         text = record.model_dump_json()

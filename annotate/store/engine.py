@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from sqlalchemy import Engine, Insert, create_engine, event, insert, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from annotate.migrations import upgrade
@@ -72,11 +72,12 @@ class StoreBase:
         except ArgumentError as error:
             raise ValueError(f"not a database URL: {text!r} ({error})") from error
         try:
-            upgrade(engine)
+            with _explained_errors(engine):
+                upgrade(engine)
             return cls(engine, images, pseudonym_key)
-        except OperationalError as error:
+        except BaseException:
             engine.dispose()
-            raise _access_error(engine, error) from error
+            raise
 
     @property
     def is_sqlite(self) -> bool:
@@ -99,26 +100,23 @@ class StoreBase:
     @contextmanager
     def _read(self) -> Iterator[Session]:
         """A transaction that only reads; on SQLite it sees one moment and blocks nobody."""
-        try:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except OperationalError as error:
-            raise _access_error(self.engine, error) from error
+        with (
+            _explained_errors(self.engine),
+            Session(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
         """A transaction that may write; committed on leaving, or rolled back whole."""
-        try:
-            with (
-                self._write_lock,
-                Session(self._writer, expire_on_commit=False) as session,
-                session.begin(),
-            ):
-                yield session
-        except IntegrityError as error:
-            raise ConflictError(f"the store refuses this: {str(error.orig).strip()}") from error
-        except OperationalError as error:
-            raise _access_error(self.engine, error) from error
+        with (
+            _explained_errors(self.engine),
+            self._write_lock,
+            Session(self._writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
 
     def _insert_new(self, row: type[Any]) -> Insert:
         """An INSERT that leaves rows alone which exist already."""
@@ -185,9 +183,20 @@ def _make_folder(folder: Path) -> None:
         raise StoreAccessError(f"cannot use the folder {folder}: {error.strerror}") from error
 
 
-def _access_error(engine: Engine, error: OperationalError) -> StoreAccessError:
-    where = engine.url.render_as_string(hide_password=True)
-    return StoreAccessError(f"cannot use the store at {where}: {str(error.orig).strip()}")
+@contextmanager
+def _explained_errors(engine: Engine) -> Iterator[None]:
+    """Turn what a person can act on into one clear error; a wrong query stays what it is."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise ConflictError(f"the store refuses this: {str(error.orig).strip()}") from error
+    except DatabaseError as error:
+        if type(error) not in (OperationalError, DatabaseError):
+            raise
+        where = engine.url.render_as_string(hide_password=True)
+        raise StoreAccessError(
+            f"cannot use the store at {where}: {str(error.orig).strip()}"
+        ) from error
 
 
 def batches(values: Iterable[Any], size: int = MAX_BOUND_VALUES) -> Iterator[list[Any]]:

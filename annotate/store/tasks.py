@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -54,9 +54,11 @@ class TaskStore(StoreBase):
         if annotators_per_task < 1:
             raise StoreError(f"annotators_per_task must be at least 1, got {annotators_per_task}")
         question = Question(question)
-        if isinstance(candidates, Mapping):
-            candidates = candidates.items()
-        made = [_make_task(prompt_id, ids, question, kind, seed) for prompt_id, ids in candidates]
+        groups = cast(
+            "Iterable[tuple[str, Sequence[str]]]",
+            candidates.items() if isinstance(candidates, Mapping) else candidates,
+        )
+        made = [_make_task(prompt_id, ids, question, kind, seed) for prompt_id, ids in groups]
         tasks = list({task.id: task for task in made}.values())
         with self._write() as session:
             _check_shown(session, tasks)

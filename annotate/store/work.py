@@ -345,7 +345,7 @@ class WorkStore(MediaStore, ResultStore):
         return Progress(
             done=counts.get("done", 0),
             skipped=counts.get("skipped", 0),
-            remaining=open_to_me + counts.get("leased", 0),
+            remaining=(open_to_me or 0) + counts.get("leased", 0),
         )
 
     def _stored_pick(self, session: Session, row: PickRow) -> StoredPick:

