@@ -20,7 +20,7 @@ from annotate.tables import ROLES, SessionRow, UserRow
 SESSION_LIFETIME = timedelta(days=14)
 MIN_PASSWORD = 8
 
-# OWASP's argon2id setting for servers: a login costs 19 MiB, so that many at once cannot exhaust it.
+# OWASP's argon2id setting for servers: a login takes 19 MiB, so many at once cannot exhaust it.
 _hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 # Verified for an unknown name, so that a wrong name takes as long as a wrong password.
 _NOBODY = _hasher.hash(secrets.token_hex(16))

@@ -82,7 +82,7 @@ def test_opening_again_keeps_the_data(place):
 def test_a_newer_store_is_refused_and_left_alone(place):
     with place.open() as store, store._write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(ValueError, match="'9999'.*newer winsome"):
+    with pytest.raises(ValueError, match=r"'9999'.*newer winsome"):
         place.open()
 
 

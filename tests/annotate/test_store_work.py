@@ -13,7 +13,7 @@ from studio import NOON, add_users, answer, fill
 
 from annotate.records import Outcome
 from annotate.store import ConflictError, LeaseError, NotFoundError, PreferenceStore, StoreError
-from annotate.tables import AssignmentRow, PickRow
+from annotate.tables import PickRow
 
 LATER = NOON + PreferenceStore.lease + timedelta(seconds=1)
 
@@ -258,12 +258,3 @@ def test_a_closed_account_gets_no_task(store):
     store.update_user(ada.id, is_active=False)
     with pytest.raises(NotFoundError, match="active"):
         store.claim(ada.id)
-
-
-def test_the_one_lease_index_holds_against_direct_writes(store):
-    fill(store, tasks=2)
-    (ada,) = add_users(store, "ada")
-    store.claim(ada.id)
-    with pytest.raises(ConflictError), store._write() as session:
-        row = session.scalar(select(AssignmentRow).where(AssignmentRow.state == "open"))
-        row.state, row.annotator_id, row.lease_until = "leased", ada.id, NOON
