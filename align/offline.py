@@ -19,9 +19,8 @@ from align.data.features import Features
 from align.data.order import step_positions
 from align.data.rows import Rows, read_captioned_images, read_pairs
 from align.engine import BatchPlan, Engine
-from align.mmdit.flow import interpolate, velocity_error
-from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch, dpo_logits, pair_errors
-from align.objectives.sft import SFT, SFTBatch
+from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch, implicit_rewards, pair_errors
+from align.objectives.sft import SFT, sft_errors
 from align.policy import Policy
 from align.run import RunResult
 from align.trainer import Patience, Trainer
@@ -162,13 +161,6 @@ def measure(
     return engine.mean({name: total * engine.world / count for name, total in sums.items()})
 
 
-def sft_errors(policy: Policy, batch: SFTBatch) -> Tensor:
-    """Mean squared velocity errors ``(B,)``."""
-    x_t = interpolate(batch.latents, batch.noise, batch.sigma)
-    velocity = policy.velocity(x_t, batch.sigma, batch.cond)
-    return velocity_error(velocity, batch.latents, batch.noise)
-
-
 def dpo_figures(objective: DiffusionDPO, policy: Policy, batch: PairBatch) -> dict[str, Tensor]:
     """Loss, implicit accuracy, margin and change of the chosen's error for each pair, ``(B,)``."""
     errors = pair_errors(policy, batch)
@@ -176,7 +168,7 @@ def dpo_figures(objective: DiffusionDPO, policy: Policy, batch: PairBatch) -> di
     if reference is None:
         with policy.reference():
             reference = pair_errors(policy, batch)
-    rewards = dpo_logits(errors, reference, objective.mean_beta(batch.chosen[0].numel()))
+    rewards = implicit_rewards(errors, reference, objective.mean_beta(batch.chosen[0].numel()))
     margins = rewards[:, 0] - rewards[:, 1]
     return {
         "validation/loss": objective.losses(errors, rewards),

@@ -34,11 +34,11 @@ class PairBatch:
     """``(B,)``; None is 1 for each pair."""
 
 
-def dpo_logits(errors: Tensor, reference_errors: Tensor, beta: float) -> Tensor:
-    """Implicit rewards ``(B, 2)`` of the chosen and the rejected, in nats.
+def implicit_rewards(errors: Tensor, reference_errors: Tensor, beta: float) -> Tensor:
+    """``-(beta / 2) (e - e_ref)`` of the chosen and the rejected, ``(B, 2)``, in nats.
 
-    ``reward = -(beta / 2) (e - e_ref)`` with ``e (B, 2)`` the velocity errors averaged over the
-    latent. The DPO logit is the margin, ``reward_chosen - reward_rejected``.
+    ``e (B, 2)`` are velocity errors averaged over the latent. What DPO classifies is the margin,
+    ``reward_chosen - reward_rejected``.
     """
     return -(beta / 2) * (errors - reference_errors)
 
@@ -110,7 +110,9 @@ class DiffusionDPO:
         else:
             reference_errors = batch.reference_errors.to(batch.chosen.device)
         errors = pair_errors(policy, batch)
-        rewards = dpo_logits(errors, reference_errors, self.mean_beta(batch.chosen[0].numel()))
+        rewards = implicit_rewards(
+            errors, reference_errors, self.mean_beta(batch.chosen[0].numel())
+        )
         losses = self.losses(errors, rewards)
         rewards = rewards.detach()
         margins = rewards[:, 0] - rewards[:, 1]

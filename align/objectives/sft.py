@@ -25,14 +25,19 @@ class SFTBatch:
     """``(B,)``; None is 1 for each sample."""
 
 
+def sft_errors(policy: Policy, batch: SFTBatch) -> Tensor:
+    """Mean squared velocity errors ``(B,)``, float32."""
+    x_t = interpolate(batch.latents, batch.noise, batch.sigma)
+    velocity = policy.velocity(x_t, batch.sigma, batch.cond)
+    return velocity_error(velocity, batch.latents, batch.noise)
+
+
 @dataclass(frozen=True)
 class SFT:
     """``L = E mean_D |v_theta(x_t, sigma, c) - (noise - x_0)|^2``, in float32."""
 
     def loss(self, policy: Policy, batch: SFTBatch) -> LossOutput:
-        x_t = interpolate(batch.latents, batch.noise, batch.sigma)
-        velocity = policy.velocity(x_t, batch.sigma, batch.cond)
-        errors = velocity_error(velocity, batch.latents, batch.noise)
+        errors = sft_errors(policy, batch)
         return LossOutput(
             loss=weighted_mean(errors, batch.weights), metrics={"error": errors.detach().mean()}
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch, dpo_logits, pair_errors
+from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch, implicit_rewards, pair_errors
 from align.policy import Policy
 
 ERRORS = torch.tensor([[0.50, 0.70]])
@@ -15,7 +15,7 @@ REFERENCE = torch.tensor([[0.48, 0.60]])
 
 
 def loss_of(objective, errors, beta=10.0):
-    return objective.losses(errors, dpo_logits(errors, REFERENCE.to(errors), beta))
+    return objective.losses(errors, implicit_rewards(errors, REFERENCE.to(errors), beta))
 
 
 def log_sigmoid(x):
@@ -23,7 +23,7 @@ def log_sigmoid(x):
 
 
 def test_four_numbers_by_hand():
-    rewards = dpo_logits(ERRORS, REFERENCE, beta=10.0)
+    rewards = implicit_rewards(ERRORS, REFERENCE, beta=10.0)
     assert rewards.tolist()[0] == pytest.approx([-0.1, -0.5])
     margin = 0.4
     assert loss_of(DiffusionDPO(beta=10.0), ERRORS).item() == pytest.approx(-log_sigmoid(margin))
@@ -71,7 +71,7 @@ def test_an_anchor_of_one_outweighs_any_push_of_the_sigmoid():
 def test_published_forms_agree():
     """Qwen-Image's report: beta' (diff_policy - diff_ref) without 1/2, so beta' = beta / 2."""
     beta = 10.0
-    rewards = dpo_logits(ERRORS, REFERENCE, beta)
+    rewards = implicit_rewards(ERRORS, REFERENCE, beta)
     margin = (rewards[:, 0] - rewards[:, 1]).item()
     diff_policy = (ERRORS[:, 0] - ERRORS[:, 1]).item()
     diff_reference = (REFERENCE[:, 0] - REFERENCE[:, 1]).item()
