@@ -61,7 +61,8 @@ def decode_frame(vae: AutoencoderKLQwenImage, latents: Tensor, *, clamp: bool = 
 
 
 def _conv(conv: Any, x: Tensor) -> Tensor:
-    # `conv` is a QwenImageCausalConv3d. The class moves its padding into `_padding` (left, right, top, bottom, before, after).
+    # A QwenImageCausalConv3d, which keeps its padding in `_padding`: left, right, top, bottom,
+    # before, after.
     left, _, top, _, _, _ = conv._padding
     return F.conv2d(x, conv.weight[:, :, -1], conv.bias, conv.stride[1:], (top, left))
 
