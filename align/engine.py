@@ -54,19 +54,29 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers),
         project_dir=str(config.output_dir),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     if accelerator.num_processes != world:
         raise RuntimeError(
             f"the launcher started {world} processes but accelerate sees "
             f"{accelerator.num_processes}: each would train a copy of its own"
         )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _load_models_whole()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def _load_models_whole() -> None:
+    """Keep transformers from sharding what it loads: encoders run outside the DeepSpeed engine.
+
+    accelerate announces ZeRO-3 to transformers also with ``zero3_init_flag: false``.
+    """
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -189,6 +199,8 @@ class Engine:
                 gradient_clipping=optimizer_config.max_grad_norm,
             )
         self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.is_deepspeed:
+            _load_models_whole()
         if self.config.ema is not None:
             self.ema = ShardedEMA(self._named, self.config.ema)
         self.accelerator.register_save_state_pre_hook(self._save_trainable)

@@ -145,12 +145,13 @@ class FeatureEncoder:
         image_keys = self._image_keys(images, resolution)
         prompt_keys = self._prompt_keys(prompts)
         unique = list({image.sha256: image for image in images}.values())
-        lacking = [image for image in unique if image_keys[image.sha256] not in self.cache]
+        # Shared out before looking into the cache, which other processes fill meanwhile.
+        lacking = [i for i in self._share(unique) if image_keys[i.sha256] not in self.cache]
         if lacking:
-            self._encode_images(self._share(lacking), image_keys, resolution)
-        unknown = [text for text, key in prompt_keys.items() if key not in self.cache]
+            self._encode_images(lacking, image_keys, resolution)
+        unknown = [p for p in self._share(list(prompt_keys)) if prompt_keys[p] not in self.cache]
         if unknown:
-            self._encode_prompts(self._share(unknown), prompt_keys)
+            self._encode_prompts(unknown, prompt_keys)
         self.engine.barrier()
         features = Features(self.cache, image_keys, prompt_keys, self.engine.device)
         _check_sizes(unique, features)
