@@ -57,3 +57,17 @@ def canonical_order(candidate_ids: Sequence[str], seed: int, prompt_id: str) -> 
 def keyed_digest(secret: bytes, *parts: object) -> bytes:
     """HMAC-SHA256 of the parts, unambiguous because no part holds a NUL."""
     return hmac.digest(secret, "\0".join(map(str, parts)).encode(), "sha256")
+
+
+def group_candidates(
+    candidate_ids: Sequence[str], size: int, seed: int, prompt_id: str
+) -> list[list[str]]:
+    """Cut a prompt's candidates into random groups of ``size``, one a task.
+
+    What is left over makes a smaller group of its own when it is two or more.
+    """
+    if size < 2:
+        raise ValueError(f"a task shows at least 2 candidates, got {size}")
+    ordered = canonical_order(candidate_ids, seed, prompt_id)
+    groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return [group for group in groups if len(group) >= 2]

@@ -10,7 +10,8 @@ Ties, all-bad answers, skips and flags give no pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 
 from annotate.schema import Outcome, Pick, PreferencePair, Ranking, Task
 
@@ -97,3 +98,19 @@ def best_and_worst(pick: Pick) -> Ordinals:
     if pick.win is None or pick.lose is None:
         raise ValueError(f"pick {pick.id} has outcome {pick.outcome.value!r} and names no best")
     return pick.win, pick.lose
+
+
+def compare_ranks(ranks: Sequence[int]) -> tuple[list[Ordinals], list[Ordinals]]:
+    """What a full ranking says about each pair: (better, worse) ordinals, and ties.
+
+    Args:
+        ranks: of each candidate, 1 for the best; equal numbers are ties.
+    """
+    ordered: list[Ordinals] = []
+    ties: list[Ordinals] = []
+    for (a, rank_a), (b, rank_b) in combinations(enumerate(ranks), 2):
+        if rank_a == rank_b:
+            ties.append((a, b))
+        else:
+            ordered.append((a, b) if rank_a < rank_b else (b, a))
+    return ordered, ties

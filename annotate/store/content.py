@@ -99,7 +99,7 @@ class ContentStore(StoreBase):
         sha256 = candidate.image_sha256
         if sha256 not in checked:
             data = _image_bytes(sha256, images)
-            found = hashlib.sha256(data).hexdigest()
+            found = sha256_of(data)
             if found != sha256:
                 raise StoreError(f"the image's SHA-256 is {found}, expected {sha256}")
             checked[sha256] = png_size(data)
@@ -110,6 +110,11 @@ class ContentStore(StoreBase):
                 f"the image is {width} x {height} pixels, "
                 f"expected {candidate.width} x {candidate.height}"
             )
+
+
+def sha256_of(data: bytes) -> str:
+    """The name of an image: the SHA-256 of its PNG file's bytes."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def png_size(data: bytes) -> tuple[int, int]:

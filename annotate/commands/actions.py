@@ -1,0 +1,31 @@
+"""Subcommands of a subcommand, as ``winsome store init``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Action:
+    """One of them: its help, a command line that works, its arguments and its work."""
+
+    help: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., None]
+
+
+def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action]) -> None:
+    """Give ``parser`` a subparser for each action; the chosen name is ``args.action``."""
+    subparsers = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, action in actions.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=action.help,
+            description=action.help,
+            epilog=f"example:\n  {action.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        action.add_arguments(subparser)

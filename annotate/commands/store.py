@@ -1,0 +1,263 @@
+"""``winsome store``: makes a studio, fills it, and says what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import secrets
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from annotate.commands.actions import Action, add_actions
+from annotate.schema import Question, Split
+
+if TYPE_CHECKING:
+    from annotate.store import PreferenceStore
+
+HELP = "Make a studio and fill it: accounts, prompts, candidates, tasks."
+EXAMPLE = "winsome store init studio"
+ROLES = ("annotator", "reviewer", "lead", "engineer", "admin")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_actions(parser, ACTIONS)
+
+
+def run(args: argparse.Namespace) -> None:
+    with open_studio(args.studio, args.images, create=args.action == "init") as store:
+        ACTIONS[args.action].run(args, store)
+
+
+def open_studio(studio: str, images: str | None, create: bool = False) -> PreferenceStore:
+    """The store of a studio; FileNotFoundError when there is none and none shall be made."""
+    if not create and "://" not in studio and not (Path(studio) / "winsome.db").is_file():
+        raise FileNotFoundError(
+            f"there is no studio at {studio}; `winsome store init {studio}` makes one"
+        )
+    from annotate.store import PreferenceStore
+
+    return PreferenceStore.open(studio, images=images)
+
+
+def _studio_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("studio", help="folder of the studio, or a database URL")
+    parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")
+
+
+def _init(args: argparse.Namespace, store: PreferenceStore) -> None:
+    print(f"The studio {args.studio} is ready; its images lie in {store.images}.")
+    if not store.users():
+        print(f"Next: winsome store add-user {args.studio} NAME --role admin")
+
+
+def _add_user_arguments(parser: argparse.ArgumentParser) -> None:
+    _studio_arguments(parser)
+    parser.add_argument("name")
+    parser.add_argument("--role", choices=ROLES, default="annotator", help="(default: annotator)")
+    _password_arguments(parser)
+
+
+def _password_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--generate-password", action="store_true", help="draw a password and print it once"
+    )
+    source.add_argument(
+        "--password-stdin", action="store_true", help="read the password from standard input"
+    )
+
+
+def _add_user(args: argparse.Namespace, store: PreferenceStore) -> None:
+    password = _password(args)
+    user = store.add_user(args.name, password, args.role)
+    print(f"Added {user.role} {user.name}.")
+    if args.generate_password:
+        print(f"Password, shown this once: {password}")
+
+
+def _password(args: argparse.Namespace) -> str:
+    if args.generate_password:
+        return secrets.token_urlsafe(12)
+    if args.password_stdin:
+        return sys.stdin.readline().rstrip("\n")
+    if not sys.stdin.isatty():
+        raise ValueError("no terminal to ask on: give --generate-password or --password-stdin")
+    password = getpass.getpass(f"Password for {args.name}: ")
+    if getpass.getpass("The same again: ") != password:
+        raise ValueError("the two passwords differ")
+    return password
+
+
+def _change_user_arguments(parser: argparse.ArgumentParser) -> None:
+    _studio_arguments(parser)
+    parser.add_argument("name")
+    parser.add_argument("--role", choices=ROLES, help="give another role")
+    parser.add_argument("--new-password", action="store_true", help="ask for a new password")
+    _password_arguments(parser)
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument("--close", action="store_true", help="close the account; its picks stay")
+    state.add_argument("--reopen", action="store_true", help="open a closed account again")
+
+
+def _change_user(args: argparse.Namespace, store: PreferenceStore) -> None:
+    wants_password = args.new_password or args.generate_password or args.password_stdin
+    if not (args.role or wants_password or args.close or args.reopen):
+        raise ValueError("nothing to change: give --role, --new-password, --close or --reopen")
+    user = store.user(args.name)
+    password = _password(args) if wants_password else None
+    is_active = False if args.close else True if args.reopen else None
+    user = store.update_user(user.id, role=args.role, password=password, is_active=is_active)
+    print(f"{user.name} is {user.role}, {'active' if user.is_active else 'closed'}.")
+    if args.generate_password:
+        print(f"Password, shown this once: {password}")
+
+
+def _users(args: argparse.Namespace, store: PreferenceStore) -> None:
+    users = store.users()
+    width = max((len(user.name) for user in users), default=0)
+    for user in users:
+        progress = store.progress(user.id)
+        state = "" if user.is_active else "  (closed)"
+        print(f"{user.name:<{width}}  {user.role:<9}  {progress.done:>6} done{state}")
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    _studio_arguments(parser)
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="folder with prompts.jsonl, candidates.jsonl and images/; or a JSON file of rankings",
+    )
+    rankings = parser.add_argument_group("rankings with ties, as ImageReward publishes them")
+    rankings.add_argument("--annotator", metavar="NAME", help="account that the answers go to")
+    rankings.add_argument(
+        "--source-images", type=Path, metavar="FOLDER", help="folder of the ranked image files"
+    )
+    rankings.add_argument("--question", choices=[*Question], default=Question.OVERALL)
+
+
+def _import(args: argparse.Namespace, store: PreferenceStore) -> None:
+    from annotate.imports import import_folder, import_rankings
+
+    if args.source.is_dir():
+        done = import_folder(store, args.source)
+    elif args.annotator is None or args.source_images is None:
+        raise ValueError(
+            f"{args.source} is no folder; to import it as rankings give --annotator and "
+            "--source-images too"
+        )
+    else:
+        annotator = store.user(args.annotator)
+        done = import_rankings(
+            store, args.source, args.source_images, annotator.id, Question(args.question)
+        )
+    print(f"New: {done.prompts} prompts, {done.candidates} candidates, {done.answers} answers.")
+
+
+def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
+    _studio_arguments(parser)
+    parser.add_argument(
+        "--question",
+        action="append",
+        choices=[*Question],
+        help="what to judge; may be given again (default: overall)",
+    )
+    parser.add_argument(
+        "--per-task", type=int, metavar="N", help="candidates a task shows (default: all, 2 to 9)"
+    )
+    parser.add_argument(
+        "--annotators", type=int, default=1, metavar="K", help="per task (default: 1)"
+    )
+    parser.add_argument("--split", choices=[*Split], help="only prompts of this split")
+    parser.add_argument("--kind", default="standard", help="a word for these (default: standard)")
+    parser.add_argument("--priority", type=int, default=0, help="higher comes first (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the grouping (default: 0)")
+
+
+def _tasks(args: argparse.Namespace, store: PreferenceStore) -> None:
+    from annotate.assignment import group_candidates
+
+    shown: dict[str, list[str]] = {prompt.id: [] for prompt in store.prompts(args.split)}
+    for candidate in store.candidates():
+        if candidate.prompt_id in shown:
+            shown[candidate.prompt_id].append(candidate.id)
+    groups = [
+        (prompt_id, group)
+        for prompt_id, ids in shown.items()
+        if len(ids) >= 2
+        for group in group_candidates(ids, args.per_task or len(ids), args.seed, prompt_id)
+    ]
+    if not groups:
+        raise ValueError("no prompt has two candidates to compare; import candidates first")
+    before = store.status().tasks
+    for question in args.question or [Question.OVERALL]:
+        store.add_tasks(groups, question, args.annotators, args.kind, args.priority, args.seed)
+    after = store.status()
+    print(f"New: {after.tasks - before} tasks. Open slots now: {after.slots.get('open', 0)}.")
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    _studio_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _status(args: argparse.Namespace, store: PreferenceStore) -> None:
+    status = asdict(store.status())
+    if args.json:
+        print(json.dumps(status))
+        return
+    for name, value in status.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{count} {key}" for key, count in value.items()) or "none"
+        print(f"{name:<10}  {value}")
+
+
+ACTIONS = {
+    "init": Action(
+        "Make a studio: a database and a folder for its images.",
+        "winsome store init studio\n"
+        "  winsome store init postgresql://winsome@db/winsome --images /data/images",
+        _studio_arguments,
+        _init,
+    ),
+    "add-user": Action(
+        "Add an account.",
+        "winsome store add-user studio ada --role annotator --generate-password",
+        _add_user_arguments,
+        _add_user,
+    ),
+    "change-user": Action(
+        "Change an account's role or password, close it or open it again.",
+        "winsome store change-user studio ada --role reviewer",
+        _change_user_arguments,
+        _change_user,
+    ),
+    "users": Action(
+        "List the accounts and what each has done.",
+        "winsome store users studio",
+        _studio_arguments,
+        _users,
+    ),
+    "import": Action(
+        "Take in prompts and candidates from a folder, or rankings with ties from a JSON file.",
+        "winsome store import studio runs/generate\n"
+        "  winsome store import studio rankings.json --source-images images --annotator ada",
+        _import_arguments,
+        _import,
+    ),
+    "tasks": Action(
+        "Make tasks from the candidates of each prompt.",
+        "winsome store tasks studio --question aesthetics --per-task 4 --annotators 2",
+        _tasks_arguments,
+        _tasks,
+    ),
+    "status": Action(
+        "Say how many of everything there are.",
+        "winsome store status studio",
+        _status_arguments,
+        _status,
+    ),
+}
