@@ -166,3 +166,8 @@ def test_unwrap_finds_the_bare_module(adapter, transformer):
     wrapped.module = torch.compile(transformer)
     assert unwrap(wrapped) is transformer
     assert unwrap(transformer) is transformer
+
+
+def test_the_loaded_pipeline_is_not_overwritten(adapter, transformer, tiny_folder):
+    with pytest.raises(ValueError, match="save to another folder"):
+        Policy(adapter, transformer).save_pretrained(tiny_folder)

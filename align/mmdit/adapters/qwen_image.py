@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from align.mmdit import flow
 from align.mmdit.adapters.base import PARTS, Conditioning
+from align.mmdit.pipeline_folder import folder_sha256, write_pipeline
 from align.mmdit.vae import decode_frame, encode_frame
 
 PROMPT_TEMPLATE = (
@@ -333,16 +332,7 @@ class QwenImageAdapter:
         """Parts other than the transformer are copied from the folder that was loaded."""
         if self.folder is None:
             raise ValueError("this adapter was built in memory: it has no pipeline to save into")
-        model: Any = transformer
-        with torch.device("meta"):
-            shell = type(model).from_config(model.config)
-        shell.load_state_dict(dict(state_dict), strict=True, assign=True)
-        for name in _load_config(DiffusionPipeline, self.folder):
-            source = self.folder / name
-            if name != "transformer" and source.is_dir() and source != folder / name:
-                shutil.copytree(source, folder / name, dirs_exist_ok=True)
-        shell.save_pretrained(folder / "transformer")
-        shutil.copyfile(self.folder / "model_index.json", folder / "model_index.json")
+        write_pipeline(self.folder, folder, transformer, state_dict)
 
     def dead_modules(self, transformer: nn.Module) -> tuple[str, ...]:
         """The last block's text output is discarded, so what only feeds it cannot learn.
@@ -361,7 +351,7 @@ class QwenImageAdapter:
         """
         if self.folder is None:
             raise ValueError("this adapter was built in memory; save the pipeline and load it")
-        return _folder_sha256(self.folder)
+        return folder_sha256(self.folder)
 
     def _need(self, part: str) -> Any:
         module = getattr(self, part)
@@ -396,18 +386,3 @@ def _needs_stock_path(vae: AutoencoderKLQwenImage) -> bool:
 
 def _load_config(cls: Any, folder: Path) -> dict[str, Any]:
     return cls.load_config(folder)
-
-
-def _folder_sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for part in PARTS:
-        files = sorted(
-            path
-            for path in (folder / part).iterdir()
-            if path.suffix == ".safetensors" or path.name == "config.json"
-        )
-        for path in files:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{part}/{path.name}:{content}\n".encode())
-    return digest.hexdigest()
