@@ -26,6 +26,7 @@ class Canvas {
     this.task = null;
     this.pick = EMPTY;
     this.history = [];
+    this.notice = null;
     this.loaded = false;
     this.busy = false;
     this.pointer = { x: -1, y: -1 };
@@ -149,6 +150,7 @@ class Canvas {
   change(pick) {
     if (isSame(pick, this.pick)) return;
     this.clock.noteAction();
+    this.notice = null;
     this.history.push(this.pick);
     this.setPick(pick);
   }
@@ -190,13 +192,23 @@ class Canvas {
     this.find(".ws-status").textContent = text;
   }
 
+  /** Draws the eye to what is still missing. */
+  nudge() {
+    const status = this.find(".ws-status");
+    this.say(this.describe(this.pick));
+    status.classList.remove("ws-nudge");
+    requestAnimationFrame(() => status.classList.add("ws-nudge"));
+  }
+
   // ── one task after another ───────────────────────────────────────────────────────────────
 
   async next() {
     await this.attempt(() => call("claim", {}), (answer) => this.receive(answer));
   }
 
-  async receive({ task, progress }) {
+  /** Goes on with the server's answer; `notice` names what the status line says of the last one. */
+  async receive({ task, progress }, notice = null) {
+    this.notice = notice;
     this.showProgress(progress);
     if (task) await this.showTask(task);
     else this.showBlank("blank.done", "blank.done_text");
@@ -228,7 +240,8 @@ class Canvas {
     this.loaded = failed === 0;
     this.clock.noteLoaded();
     this.refreshSubmit();
-    this.say(failed ? t("status.broken", { count: failed }) : this.describe(this.pick));
+    const said = this.notice ? t(this.notice) : this.describe(this.pick);
+    this.say(failed ? t("status.broken", { count: failed }) : said);
   }
 
   showBrief(changed) {
@@ -280,7 +293,7 @@ class Canvas {
     action.textContent = t("blank.look");
     this.onAction = () => this.next();
     this.refreshSubmit();
-    this.say("");
+    this.say(this.notice ? t(this.notice) : "");
     clearTimeout(this.pollTimer);
     this.pollTimer = setTimeout(() => this.next(), EMPTY_POLL_MS);
   }
@@ -288,8 +301,7 @@ class Canvas {
   // ── answers ──────────────────────────────────────────────────────────────────────────────
 
   submit() {
-    if (!this.loaded) return this.say(t("status.loading"));
-    if (!isComplete(this.pick)) return this.say(this.describe(this.pick));
+    if (!this.loaded || !isComplete(this.pick)) return this.nudge();
     return this.sendOutcome(this.pick.outcome);
   }
 
@@ -320,8 +332,7 @@ class Canvas {
       () => call("submit", body),
       async (answer) => {
         this.outbox.clear();
-        await this.receive(answer);
-        this.say(t("status.saved"));
+        await this.receive(answer, "status.saved");
       },
       (error) => {
         // The server understood and refused: sending it again cannot help.
@@ -343,9 +354,8 @@ class Canvas {
     await this.attempt(
       () => call("undo", {}),
       async (answer) => {
-        if (!answer.task) return this.say(t("status.nothing_to_undo"));
-        await this.receive(answer);
-        return this.say(t("status.undone"));
+        if (answer.task) await this.receive(answer, "status.undone");
+        else this.say(t("status.nothing_to_undo"));
       },
     );
   }

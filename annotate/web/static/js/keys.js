@@ -21,7 +21,7 @@ export const KEY_ROWS = [
 
 const isTyping = (node) =>
   node instanceof HTMLElement &&
-  (node.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(node.tagName));
+  (node.isContentEditable || node.matches("textarea, select, input:not([type=checkbox])"));
 
 /** True where a key belongs to an input method, a field, the browser or a held key. */
 export function isForeign(event) {

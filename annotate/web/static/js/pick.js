@@ -5,20 +5,21 @@ export const EMPTY = Object.freeze({ outcome: null, win: null, lose: null });
 
 /** Marks `position` as best; pressing the best again clears it. */
 export function markBest(pick, position, count) {
-  if (pick.win === position) return settle({ win: null, lose: pick.lose });
+  if (pick.win === position) return settle({ win: null, lose: count === 2 ? null : pick.lose });
   const lose = pick.lose === position ? null : pick.lose;
   return settle({ win: position, lose: other(position, lose, count) });
 }
 
 /** Marks `position` as worst; pressing the worst again clears it. */
 export function markWorst(pick, position, count) {
-  if (pick.lose === position) return settle({ win: pick.win, lose: null });
+  if (pick.lose === position) return settle({ win: count === 2 ? null : pick.win, lose: null });
   const win = pick.win === position ? null : pick.win;
   return settle({ win: other(position, win, count), lose: position });
 }
 
 /** One key for both marks: the first press is the best, the next on another the worst. */
 export function press(pick, position, count, quick) {
+  if (count === 2) return markBest(pick, position, count);
   if (pick.lose === position) return markWorst(pick, position, count);
   const wantsWorst = quick && pick.win !== null && pick.win !== position && pick.lose === null;
   return wantsWorst ? markWorst(pick, position, count) : markBest(pick, position, count);
