@@ -301,10 +301,12 @@ class RewardModelConfig(Config):
     type: Literal["reward_model"] = "reward_model"
     path: Path
     """Folder of the reward model, with its report.json."""
+    base: str | None = None
+    """Pipeline whose first blocks the reward model reads; null: as named when it was trained."""
     min_accuracy: float = Field(default=0.6, ge=0, le=1)
     """The run is refused if the report's held-out accuracy is lower."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Weight of each criterion in the reward; empty: their mean."""
+    """Weight of each criterion, e.g. ``{aesthetics: 1, detail: 2}``; empty: the overall score."""
 
 
 class GRPOConfig(TrainConfig):
@@ -314,7 +316,8 @@ class GRPOConfig(TrainConfig):
     """Prompts: text lines, or JSONL of `annotate.records.Prompt`, or a snapshot folder."""
     splits: tuple[Split, ...] = (Split.TRAIN,)
     """Only prompts of these splits, where the file names them."""
-    reward: RewardModelConfig
+    reward: RewardModelConfig | None = None
+    """null where a scorer is passed in Python."""
     rollout: RolloutConfig = RolloutConfig()
     objective: GRPOObjectiveConfig = GRPOObjectiveConfig()
     group_size: Annotated[int, Field(ge=2)] = 8
@@ -326,8 +329,9 @@ class GRPOConfig(TrainConfig):
     recompute_log_probs: bool = False
     """Compute the old log-probabilities in the batches that train, at one more forward pass, where
     a batch of another size gives other numbers (some GPU kernels). Always so with guidance."""
-    ratio_tolerance: float = Field(default=0.0, ge=0)
-    """Preflight: how far from 1 the ratio of a replayed step may be, in nats; 0: exactly 1."""
+    ratio_tolerance: float = Field(default=1e-4, ge=0)
+    """Preflight: bound on the log-ratio of a replayed step, in nats; 0: exactly the same number,
+    which it is on a CPU in batches of the same size."""
 
     @model_validator(mode="after")
     def _whole_rollouts(self) -> GRPOConfig:

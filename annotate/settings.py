@@ -169,7 +169,8 @@ def _describe(cls: type[BaseModel], detail: ErrorDetails) -> str:
     """One fault as ``path: what is wrong (choices)``."""
     location = detail["loc"]
     if detail["type"] != "extra_forbidden":
-        got = "" if detail["type"] == "missing" else f" (got {detail['input']!r})"
+        is_whole = detail["type"] == "missing" or isinstance(detail["input"], Mapping)
+        got = "" if is_whole else f" (got {detail['input']!r})"
         message = detail["msg"].removeprefix("Value error, ")
         return f"{_dotted(cls, location) or 'settings'}: {message}{got}"
     *parents, name = location
