@@ -6,9 +6,9 @@ import argparse
 import errno
 import secrets
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from annotate.commands.store import open_studio
 from annotate.settings import load_config
 from annotate.web.config import ServeConfig
 
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     config = _settings(args)
     listener = _listen(config.host, config.port)
-    with listener, _open_studio(args.studio, args.images) as store:
-        _make_first_admin(store)
+    with listener, open_studio(args.studio, args.images) as store:
+        make_first_admin(store)
         _serve(store, config, listener)
 
 
@@ -49,17 +49,6 @@ def _settings(args: argparse.Namespace) -> ServeConfig:
     overrides = [*args.set, *(f"{k}={v}" for k, v in given.items() if v is not None)]
     path = args.config or "configs/annotate/serve.yaml"
     return load_config(ServeConfig, path, overrides)
-
-
-def _open_studio(studio: str, images: str | None) -> PreferenceStore:
-    if "://" not in studio and not (Path(studio) / "winsome.db").is_file():
-        raise FileNotFoundError(
-            f"there is no studio at {studio}; `winsome demo` fills one at runs/demo/studio, "
-            "and `winsome store --help` tells how to make your own"
-        )
-    from annotate.store import PreferenceStore
-
-    return PreferenceStore.open(studio, images=images)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -81,7 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _make_first_admin(store: PreferenceStore) -> None:
+def make_first_admin(store: PreferenceStore) -> None:
     """An account for a studio that has none; its password is shown this once and stored nowhere."""
     if store.users():
         return

@@ -110,6 +110,18 @@ class StoredPick(Pick):
 
 
 @dataclass(frozen=True)
+class LabelEvent:
+    """One current answer as the leads' pages count it."""
+
+    submitted_at: datetime
+    annotator: str
+    """The account's name: for those who run the studio, never for a snapshot."""
+    question: Question
+    outcome: Outcome
+    active_ms: int | None
+
+
+@dataclass(frozen=True)
 class StoreStatus:
     """Row counts of a store."""
 

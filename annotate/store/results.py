@@ -13,7 +13,7 @@ from annotate.schema import Candidate, Outcome, Pick, Prompt, Question, Run, Spl
 from annotate.store.content import candidate_record, prompt_record
 from annotate.store.engine import StoreBase, batches
 from annotate.store.errors import NotFoundError
-from annotate.store.models import SnapshotEntry, StoreStatus
+from annotate.store.models import LabelEvent, SnapshotEntry, StoreStatus
 from annotate.store.tasks import load_tasks
 from annotate.tables import (
     AssignmentRow,
@@ -140,6 +140,29 @@ class ResultStore(StoreBase):
             query = query.where(RunRow.kind == kind)
         with self._read() as session:
             return [_run(row) for row in session.scalars(query)]
+
+    def label_events(self, since: datetime | None = None) -> list[LabelEvent]:
+        """Every current answer given since then, oldest first."""
+        query = (
+            select(PickRow, UserRow.name, TaskRow.question)
+            .join(UserRow, UserRow.id == PickRow.annotator_id)
+            .join(TaskRow, TaskRow.id == PickRow.task_id)
+            .where(PickRow.status == "current")
+            .order_by(PickRow.submitted_at, PickRow.id)
+        )
+        if since is not None:
+            query = query.where(PickRow.submitted_at >= since)
+        with self._read() as session:
+            return [
+                LabelEvent(
+                    pick.submitted_at,
+                    name,
+                    Question(question),
+                    Outcome(pick.outcome),
+                    pick.active_ms,
+                )
+                for pick, name, question in session.execute(query)
+            ]
 
     def status(self) -> StoreStatus:
         """How many of everything there are."""

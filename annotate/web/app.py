@@ -26,7 +26,7 @@ from annotate.web.guard import USER_KEY, Guard
 from annotate.web.i18n import LOCALES
 from annotate.web.login import login_routes
 from annotate.web.pages import STATIC, GradioPages
-from annotate.web.review import review_blocks
+from annotate.web.review import report_routes, review_blocks
 
 FONTS = Path(gr.__file__).parent / "templates" / "frontend" / "static" / "fonts"
 ERROR_STATUS: tuple[tuple[type[StoreError], int], ...] = (
@@ -49,6 +49,7 @@ def create_app(store: PreferenceStore, config: ServeConfig | None = None) -> Fas
     _add_error_answers(app)
     app.include_router(login_routes(store, config))
     app.include_router(api_routes(store, config))
+    app.include_router(report_routes(store))
 
     @app.get("/healthz")
     def health() -> dict[str, str]:
@@ -87,6 +88,8 @@ def _mount(app: FastAPI, blocks: gr.Blocks, path: str) -> None:
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
+        # Without chroma, as all the chrome; a theme of the hub or a web font would be fetched.
+        theme=gr.themes.Default(primary_hue="neutral", neutral_hue="neutral"),
         enable_monitoring=False,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )

@@ -23,7 +23,7 @@ USER_KEY = "winsome.user"
 """Where the ASGI scope carries the signed-in `User`."""
 
 PUBLIC = ("/login", "/static/", "/healthz", "/favicon.ico")
-REVIEW = ("/review",)
+REVIEW = ("/review", "/api/review")
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 
 # Routes of Gradio that nothing here uses. ``file=`` and ``proxy=`` fetch any public address for a

