@@ -48,6 +48,8 @@ RECORD_FILES: dict[str, type[Record]] = {
     "picks.jsonl": Pick,
 }
 R = TypeVar("R", bound=Record)
+# JSON leaves these as they are, and str.splitlines() cuts there.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 class SnapshotError(ValueError):
@@ -165,46 +167,37 @@ def cut_snapshot(
         FileExistsError: the folder is there already and is not this snapshot.
     """
     folder = Path(folder)
-    prompts, candidates, tasks, picks = store.labelled(questions, kinds, splits)
+    content = store.labelled(questions, kinds, splits)
+    _, candidates, _, picks = content
+    spec = {
+        "questions": _sorted_values(questions),
+        "kinds": _sorted_values(kinds),
+        "splits": _sorted_values(splits),
+    }
     if not picks:
+        filtered = " under these filters" if any(spec.values()) else ""
         raise SnapshotError(
-            "there are no picks to cut a snapshot from"
-            + ("" if questions is kinds is splits is None else " under these filters")
-            + "; label some tasks first"
+            f"there are no picks to cut a snapshot from{filtered}; label some tasks first"
         )
-    contents = dict(
-        zip(
-            RECORD_FILES,
-            (_to_lines(records) for records in (prompts, candidates, tasks, picks)),
-            strict=True,
-        )
-    )
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    digest = _digest(hashes)
+    files = {name: _to_lines(records) for name, records in zip(RECORD_FILES, content, strict=True)}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     counts = {
-        "prompts": len(prompts),
-        "candidates": len(candidates),
-        "tasks": len(tasks),
-        "picks": len(picks),
-        "annotators": len({pick.annotator for pick in picks}),
+        name.removesuffix(".jsonl"): len(records)
+        for name, records in zip(RECORD_FILES, content, strict=True)
     }
     manifest = {
         "format": FORMAT,
-        "digest": digest,
+        "digest": _digest(hashes),
         "files": hashes,
-        "counts": counts,
-        "spec": {
-            "questions": _sorted_values(questions),
-            "kinds": _sorted_values(kinds),
-            "splits": _sorted_values(splits),
-        },
+        "counts": {**counts, "annotators": len({pick.annotator for pick in picks})},
+        "spec": spec,
         "with_images": with_images,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    contents[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
-    if not _is_snapshot(folder, digest, with_images):
-        _write_folder(folder, contents, candidates if with_images else [], store)
-    store.add_snapshot(digest, str(folder), counts)
+    files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
+    if not _is_snapshot(folder, manifest["digest"], with_images):
+        _write_folder(folder, files, candidates if with_images else [], store)
+    store.add_snapshot(manifest["digest"], str(folder.resolve()), manifest["counts"])
     return load_snapshot(folder, images=store.images)
 
 
@@ -256,23 +249,24 @@ def load_snapshot(folder: str | Path, images: str | Path | None = None) -> Snaps
 
 def _digest(hashes: dict[str, str]) -> str:
     covered = {"format": FORMAT, "files": {name: hashes[name] for name in RECORD_FILES}}
-    return hashlib.sha256(_canonical(covered).encode()).hexdigest()
+    return hashlib.sha256(json_line(covered).encode()).hexdigest()
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(
+def json_line(value: Any) -> str:
+    """JSON on one line, whatever a reader takes for the end of a line, with the keys sorted."""
+    text = json.dumps(
         value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
     )
+    return text.translate(_LINE_ENDS)
 
 
 def _to_lines(records: Iterable[Record]) -> bytes:
-    return "".join(_canonical(r.model_dump(mode="json")) + "\n" for r in records).encode()
+    return "".join(json_line(r.model_dump(mode="json")) + "\n" for r in records).encode()
 
 
 def _from_lines(record: type[R], data: bytes, path: Path) -> list[R]:
     records = []
-    # Not splitlines(): a prompt may hold U+2028, which JSON does not escape.
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
             records.append(record.model_validate_json(line))
         except ValidationError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
@@ -96,11 +95,11 @@ def _pairs_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> None:
-    from annotate.snapshot import load_snapshot
+    from annotate.snapshot import json_line, load_snapshot
 
     snapshot = load_snapshot(args.folder, images=args.images)
     rows = _ranking_rows if args.policy == RANKING else _pair_rows
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(snapshot, args)]
+    lines = [json_line(row) + "\n" for row in rows(snapshot, args)]
     if args.output is None:
         sys.stdout.writelines(lines)
         return

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from annotate.migrations import upgrade
 from annotate.store import PreferenceStore
 
 ENGINES = ("sqlite", "postgresql")
@@ -49,7 +50,9 @@ def debian_cluster(programs: Path) -> Iterator[str]:
         subprocess.run([*prefix, *command], check=True, capture_output=True, cwd=folder)
 
     data = str(folder / "data")
-    call(str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
+    # A collation that is not that of bytes: no digest may depend on the server's order of text.
+    order = ["--locale-provider=icu", "--icu-locale=en"]
+    call(str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-N", *order)
     settings = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=60"
     control = str(programs / "pg_ctl")
     call(control, "-D", data, "-o", settings, "-l", str(folder / "log"), "-w", "start")
@@ -90,37 +93,72 @@ def postgres_server() -> Iterator[str]:
             yield url
 
 
-@pytest.fixture
-def make_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Place]]:
-    """Makes empty places for stores: ``make_place("sqlite")``, ``make_place("postgresql")``."""
-    databases: list[str] = []
-    admin = None
+class Databases:
+    """New databases on a PostgreSQL server, made from one whose schema is up to date."""
 
-    def make(engine: str) -> Place:
-        nonlocal admin
+    def __init__(self, server: str):
+        self.server = make_url(server)
+        self.admin = create_engine(server, isolation_level="AUTOCOMMIT")
+        self.names: list[str] = []
+        self.migrated = self._create("template1")
+        engine = create_engine(self.url(self.migrated))
+        upgrade(engine)
+        engine.dispose()
+
+    def url(self, name: str) -> str:
+        return self.server.set(database=name).render_as_string(hide_password=False)
+
+    def make(self, empty: bool) -> str:
+        """The URL of a new database; its schema is there unless it shall be ``empty``."""
+        return self.url(self._create("template1" if empty else self.migrated))
+
+    def drop_all(self) -> None:
+        for name in self.names:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+        self.admin.dispose()
+
+    def _create(self, template: str) -> str:
         name = f"winsome_test_{uuid.uuid4().hex[:12]}"
-        folder = tmp_path / name
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.names.append(name)
+        return name
+
+    def _execute(self, statement: str) -> None:
+        with self.admin.connect() as connection:
+            connection.execute(text(statement))
+
+
+@pytest.fixture(scope="session")
+def databases(postgres_server: str) -> Iterator[Databases]:
+    databases = Databases(postgres_server)
+    yield databases
+    databases.admin.dispose()
+    if "TEST_DATABASE_URL" in os.environ:  # any other server goes away as a whole
+        databases.drop_all()
+
+
+@pytest.fixture
+def make_place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Place]:
+    """Makes places for stores: ``make_place("sqlite")``, ``make_place("postgresql")``."""
+
+    def make(engine: str, empty: bool = False) -> Place:
+        folder = tmp_path / f"studio-{uuid.uuid4().hex[:12]}"
         if engine == "sqlite":
             return Place(str(folder), str(folder / "images"))
-        server = request.getfixturevalue("postgres_server")
-        admin = admin or create_engine(server, isolation_level="AUTOCOMMIT")
-        with admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        databases.append(name)
-        url = make_url(server).set(database=name).render_as_string(hide_password=False)
-        return Place(url, str(folder / "images"))
+        databases = request.getfixturevalue("databases")
+        return Place(databases.make(empty), str(folder / "images"))
 
-    yield make
-    if admin is not None:
-        with admin.connect() as connection:
-            for name in databases:
-                connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        admin.dispose()
+    return make
 
 
 @pytest.fixture(params=ENGINES)
-def place(request: pytest.FixtureRequest, make_place: Callable[[str], Place]) -> Place:
+def place(request: pytest.FixtureRequest, make_place: Callable[..., Place]) -> Place:
     return make_place(request.param)
+
+
+@pytest.fixture(params=ENGINES)
+def empty_place(request: pytest.FixtureRequest, make_place: Callable[..., Place]) -> Place:
+    return make_place(request.param, empty=True)
 
 
 @pytest.fixture

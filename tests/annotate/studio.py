@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import struct
+import zlib
 from datetime import UTC, datetime
-
-from PIL import Image
 
 from annotate.records import Candidate, Generation, Prompt, Split, Task
 from annotate.store import Claim, PreferenceStore, Submission, User
@@ -16,10 +15,15 @@ PASSWORD = "correct horse"
 
 
 def png(colour: int, size: tuple[int, int] = (8, 6)) -> bytes:
-    """A one-colour PNG; equal colours give equal bytes."""
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (colour % 256, colour // 256 % 256, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
+    """A one-colour RGB PNG, uncompressed: its bytes are the same with every zlib."""
+    width, height = size
+    row = b"\0" + bytes((colour % 256, colour // 256 % 256, 7)) * width
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(row * height, 0)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
 
 
 def sha256(data: bytes) -> str:

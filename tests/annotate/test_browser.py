@@ -389,12 +389,15 @@ def test_a_prompt_is_shown_as_it_was_written(browser, url, store):
 
 
 def test_leads_see_throughput_and_curves(browser, url, store, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    rows = [{"step": step, "loss": 1 / (1 + step), "note": "x"} for step in range(0, 40, 2)]
-    text = "\n".join(json.dumps(row) for row in rows) + '\n{"step": 4'
-    (folder / "metrics.jsonl").write_text(text)
-    store.add_run(Run(id="dpo <b>one</b>", kind="dpo", folder=str(folder), metrics={"loss": 0.025}))
+    for speed, run_id in ((2, "sft-1"), (3, "dpo-1"), (5, "dpo <b>two<")):
+        folder = tmp_path / run_id
+        folder.mkdir(parents=True)
+        rows = [{"step": step, "loss": speed / (speed + step)} for step in range(0, 40, 2)]
+        text = "\n".join(json.dumps(row) for row in rows) + '\n{"step": 4'
+        (folder / "metrics.jsonl").write_text(text)
+        loss = rows[-1]["loss"]
+        run = Run(id=run_id, kind=run_id[:3], folder=str(folder), metrics={"loss": loss})
+        store.add_run(run)
     context = browser.new_context(viewport=DESKTOP, locale="en-GB")
     page = context.new_page()
     watch = Watch(page)
@@ -404,9 +407,9 @@ def test_leads_see_throughput_and_curves(browser, url, store, tmp_path):
     page.keyboard.press("Enter")
     expect(page.locator(".ws-headline strong").first).to_be_visible(timeout=60_000)
     expect(page.get_by_role("gridcell", name="instruction").first).to_be_visible()
-    save_picture(page, "review-labelling", tmp_path)
     page.get_by_role("tab", name="Runs").click()
-    expect(page.get_by_role("gridcell", name="dpo <b>one</b>").last).to_be_visible()
+    expect(page.get_by_role("gridcell", name="dpo <b>two<").last).to_be_visible()
     expect(page.locator(".vega-embed").last).to_be_visible()
+    save_picture(page, "review", tmp_path)
     watch.assert_quiet(url)
     context.close()

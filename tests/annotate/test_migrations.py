@@ -23,8 +23,8 @@ def database_url(place) -> str:
 
 
 @pytest.fixture
-def engine(place, tmp_path):
-    engine = make_engine(database_url(place))
+def engine(empty_place):
+    engine = make_engine(database_url(empty_place))
     yield engine
     engine.dispose()
 
@@ -53,7 +53,7 @@ def constraint_names(engine) -> set[str | None]:
 def test_migrations_make_the_tables_as_they_are_declared(engine, make_place):
     upgrade(engine)
     assert differences(engine) == []
-    declared = make_engine(database_url(make_place(engine.dialect.name)))
+    declared = make_engine(database_url(make_place(engine.dialect.name, empty=True)))
     Base.metadata.create_all(declared)
     assert constraint_names(engine) == constraint_names(declared)
     declared.dispose()
@@ -91,6 +91,6 @@ def open_store(place) -> str:
         return store.pseudonym("ada")
 
 
-def test_several_processes_may_open_a_new_store_at_once(place):
+def test_several_processes_may_open_a_new_store_at_once(empty_place):
     with get_context("spawn").Pool(3) as pool:
-        assert len(set(pool.map(open_store, [place] * 3))) == 1
+        assert len(set(pool.map(open_store, [empty_place] * 3))) == 1

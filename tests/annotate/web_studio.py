@@ -43,7 +43,7 @@ _FAULTS = (
     {"misalignment": 0.8, "noise": 0.35},
     {"clutter": 0.8},
     {"wrong_color": 0.9, "blur": 0.5},
-    {"wobble": 0.9, "lost_button": 0.7},
+    {"wobble": 0.5, "lost_button": 0.7},
     {"muddy": 0.8},
 )
 

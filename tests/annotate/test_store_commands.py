@@ -1,0 +1,110 @@
+"""``winsome store`` and ``winsome snapshot``, from an empty folder to a file of pairs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import pytest
+from studio import answer
+from test_imports import write_folder
+
+from align.cli import main
+from annotate.store import PreferenceStore
+
+
+@pytest.fixture
+def winsome(tmp_path, monkeypatch, capsys):
+    """Runs a command line in a folder of its own; returns (status, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        status = main(line.split())
+        done = capsys.readouterr()
+        return status, done.out, done.err
+
+    return call
+
+
+def test_from_an_empty_folder_to_pairs(winsome, tmp_path):
+    write_folder(tmp_path / "generated")
+    assert "add-user studio NAME" in winsome("store init studio")[1]
+    assert winsome("store add-user studio ada --password-stdin", "correct horse\n")[0] == 0
+    assert "2 prompts, 6 candidates" in winsome("store import studio generated")[1]
+    made = winsome("store tasks studio --question detail --question overall --annotators 2")[1]
+    assert "New: 4 tasks. Open slots now: 8." in made
+    assert "New: 0 tasks" in winsome("store tasks studio --question detail")[1]
+    with PreferenceStore.open("studio") as store:
+        ada = store.authenticate("ada", "correct horse")
+        for n in range(4):
+            store.submit(ada.id, answer(store.claim(ada.id), f"k{n}"))
+    status = json.loads(winsome("store status studio --json")[1])
+    assert (status["picks"], status["slots"]) == ({"picked": 4}, {"done": 4, "open": 4})
+    assert "4 done" in winsome("store users studio")[1]
+
+    cut = winsome("snapshot cut studio snapshot --question detail")[1]
+    assert winsome("snapshot verify snapshot")[1] == cut
+    assert "picks       2 by 1 annotators" in cut
+    (tmp_path / "out").mkdir()
+    line = "snapshot pairs snapshot --policy implied_all --output out/pairs.jsonl"
+    assert "6 lines" in winsome(line)[1]
+    rows = [json.loads(line) for line in (tmp_path / "out/pairs.jsonl").read_text().splitlines()]
+    assert all((tmp_path / "out" / row["chosen"]).is_file() for row in rows)
+    assert {row["question"] for row in rows} == {"detail"}
+    assert sum(row["weight"] for row in rows) == pytest.approx(2)
+    ranking = winsome("snapshot pairs snapshot --policy ranking")[1].splitlines()
+    assert [len(json.loads(row)["middle"]) for row in ranking] == [1, 1]
+
+
+def test_accounts_change(winsome):
+    winsome("store init studio")
+    shown = winsome("store add-user studio ada --generate-password")[1]
+    password = shown.split()[-1]
+    assert "ada is lead, closed" in winsome("store change-user studio ada --role lead --close")[1]
+    with PreferenceStore.open("studio") as store:
+        assert store.authenticate("ada", password) is None
+    winsome("store change-user studio ada --reopen --password-stdin", "another one\n")
+    with PreferenceStore.open("studio") as store:
+        assert store.authenticate("ada", "another one").role == "lead"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("store status nowhere", "there is no studio at nowhere; `winsome store init nowhere`"),
+        ("snapshot cut nowhere s", "there is no studio at nowhere"),
+        ("store add-user studio ada", "give --generate-password or --password-stdin"),
+        ("store change-user studio ada", "nothing to change"),
+        ("store change-user studio ada --close", "there is no user 'ada'; known are: none yet"),
+        ("store import studio nothing.json", "give --annotator and --source-images too"),
+        ("store tasks studio", "import candidates first"),
+        ("snapshot cut studio s", "no picks to cut a snapshot from"),
+        ("snapshot verify s", "no snapshot in s"),
+        ("store init studio/winsome.db/x", "cannot use the folder"),
+        ("store init postgresql://u@/db", "needs a folder for the images"),
+        ("store init postgresql://u@/db?host=nowhere --images i", "cannot use the store at"),
+    ],
+)
+def test_each_mistake_is_one_clear_message(winsome, line, message):
+    winsome("store init studio")
+    status, _, error = winsome(line)
+    assert status == 2
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_loses_nothing(winsome, tmp_path, monkeypatch):
+    write_folder(tmp_path / "generated")
+    winsome("store init studio")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        status, _, error = winsome("store import studio generated")
+        assert (status, "No space left on device" in error) == (2, True)
+    assert list((tmp_path / "studio/images").iterdir()) == []
+    assert "6 candidates" in winsome("store import studio generated")[1]
