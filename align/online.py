@@ -140,6 +140,7 @@ class GRPOLoop:
             self._groups(iteration),
             self.config.rollout,
             self.config.seed,
+            iteration,
         )
         scores = self._score(rollout)
         rewards = torch.tensor([self._reward(score) for score in scores])

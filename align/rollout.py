@@ -12,14 +12,13 @@ from align.config import RolloutConfig
 from align.data.batches import EMPTY_PROMPT
 from align.data.features import Features
 from align.mmdit.adapters import Conditioning
-from align.mmdit.flow import seeded_noise, seeded_noise_batch, seeded_uniform
+from align.mmdit.flow import seeded_noise_batch, seeded_uniform
 from align.objectives.flow_grpo import TransitionBatch
 from align.policy import Policy
-from align.sampling import guided_velocity
-from align.sde import gaussian_log_prob, sde_step
+from align.sampling import Trajectory, sample_sde
 from annotate.records import Prompt
 
-__all__ = ["Group", "Rollout", "draw_rollout"]
+__all__ = ["Group", "Rollout", "draw_rollout", "window_start"]
 
 
 @dataclass(frozen=True)
@@ -83,77 +82,76 @@ class Rollout:
 
 @torch.no_grad()
 def draw_rollout(
-    policy: Policy, features: Features, groups: Sequence[Group], config: RolloutConfig, seed: int
+    policy: Policy,
+    features: Features,
+    groups: Sequence[Group],
+    config: RolloutConfig,
+    seed: int,
+    iteration: int,
 ) -> Rollout:
     """Draw all images of ``groups``; every group has the same size.
 
-    The sampler is the Euler ODE except in a window of ``config.window`` steps, where it is the
-    stochastic step of `align.sde`; a group's images share the window (MixGRPO, arXiv 2507.21802).
-    Noise and window follow from the seed and the sample's name alone.
+    The sampler is the Euler ODE except in a window of ``config.window`` stochastic steps, which
+    all groups of an iteration share (MixGRPO, arXiv 2507.21802). Noise and window follow from the
+    seed, the iteration and the samples' names alone.
     """
-    parts = []
     per_batch = max(1, config.batch_size // groups[0].size)
-    for start in range(0, len(groups), per_batch):
-        parts.append(_draw(policy, features, groups[start : start + per_batch], config, seed))
-    if len(parts) == 1:
-        return parts[0]
-    tensors = ("latents", "x_t", "x_next", "sigma", "sigma_next", "log_prob")
+    first = window_start(config, seed, iteration)
+    window = range(first, first + config.window)
+    parts = [
+        _draw(policy, features, groups[start : start + per_batch], config, seed, window)
+        for start in range(0, len(groups), per_batch)
+    ]
+    conds, trajectories = zip(*parts, strict=True)
+    sigma, sigma_next = trajectories[0].sigma, trajectories[0].sigma_next
+    num_images = sum(group.size for group in groups)
     return Rollout(
         groups=list(groups),
-        sample_ids=[i for part in parts for i in part.sample_ids],
-        cond=Conditioning.cat([part.cond for part in parts]),
-        **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},
+        sample_ids=[i for group in groups for i in group.sample_ids()],
+        latents=torch.cat([part.latents for part in trajectories]),
+        cond=Conditioning.cat(conds),
+        x_t=torch.cat([part.x_t.transpose(0, 1) for part in trajectories]),
+        x_next=torch.cat([part.x_next.transpose(0, 1) for part in trajectories]),
+        sigma=sigma.expand(num_images, -1),
+        sigma_next=sigma_next.expand(num_images, -1),
+        log_prob=torch.cat([part.log_prob.T for part in trajectories]),
     )
 
 
 def _draw(
-    policy: Policy, features: Features, groups: Sequence[Group], config: RolloutConfig, seed: int
-) -> Rollout:
-    adapter, device = policy.adapter, features.device
+    policy: Policy,
+    features: Features,
+    groups: Sequence[Group],
+    config: RolloutConfig,
+    seed: int,
+    window: range,
+) -> tuple[Conditioning, Trajectory]:
     ids = [i for group in groups for i in group.sample_ids()]
-    prompts = [group.prompt.text for group in groups for _ in range(group.size)]
-    cond = features.conditioning(prompts)
+    cond = features.conditioning([g.prompt.text for g in groups for _ in range(g.size)])
     negative = None
     if config.guidance_scale > 1:
         negative = features.conditioning([EMPTY_PROMPT] * len(ids))
-    starts = torch.tensor(
-        [_window_start(group, config, seed) for group in groups for _ in range(group.size)],
-        device=device,
+    shape = policy.adapter.latent_shape(config.height, config.width)
+    step_noise = torch.stack(
+        [seeded_noise_batch(seed, [f"sde/{i}" for i in ids], [s] * len(ids), shape) for s in window]
     )
-    sigmas = adapter.sigmas(config.num_steps, config.height, config.width).to(device)
-    shape = adapter.latent_shape(config.height, config.width)
-    x = seeded_noise_batch(seed, ids, [0] * len(ids), shape).to(device)
-    record = {
-        "x_t": x.new_zeros(len(ids), config.window, *shape),
-        "x_next": x.new_zeros(len(ids), config.window, *shape),
-        "sigma": x.new_zeros(len(ids), config.window),
-        "sigma_next": x.new_zeros(len(ids), config.window),
-        "log_prob": x.new_zeros(len(ids), config.window, dtype=torch.float64),
-    }
-    for step in range(config.num_steps):
-        sigma, sigma_next = (sigmas[i].expand(len(ids)) for i in (step, step + 1))
-        velocity = guided_velocity(
-            adapter, policy.transformer, x, sigma, cond, config.guidance_scale, negative
-        ).float()
-        x_next = x + (sigmas[step + 1] - sigmas[step]) * velocity
-        column = step - starts
-        rows = ((column >= 0) & (column < config.window)).nonzero()[:, 0]
-        if len(rows):
-            mean, std = sde_step(
-                x[rows], velocity[rows], sigma[rows], sigma_next[rows], config.noise_level
-            )
-            noise = torch.stack([seeded_noise(seed, f"sde/{ids[i]}", step, shape) for i in rows])
-            x_next[rows] = mean + std.view(-1, 1, 1, 1) * noise.to(device)
-            place = (rows, column[rows])
-            record["x_t"][place], record["x_next"][place] = x[rows], x_next[rows]
-            record["sigma"][place], record["sigma_next"][place] = sigma[rows], sigma_next[rows]
-            record["log_prob"][place] = gaussian_log_prob(x_next[rows], mean, std)
-        x = x_next
-    return Rollout(groups=list(groups), sample_ids=ids, latents=x, cond=cond, **record)
+    trajectory = sample_sde(
+        policy.adapter,
+        policy.transformer,
+        cond,
+        seeded_noise_batch(seed, ids, [0] * len(ids), shape).to(features.device),
+        config.num_steps,
+        noise_level=config.noise_level,
+        sde_steps=window,
+        step_noise=step_noise.to(features.device),
+        guidance_scale=config.guidance_scale,
+        negative=negative,
+    )
+    return cond, trajectory
 
 
-def _window_start(group: Group, config: RolloutConfig, seed: int) -> int:
+def window_start(config: RolloutConfig, seed: int, iteration: int) -> int:
+    """First stochastic step of an iteration's rollout."""
     first, end = config.window_bounds
     choices = end - first - config.window + 1
-    uniform = seeded_uniform(seed, f"window/{group.id}", 0).item()
-    return first + min(int(uniform * choices), choices - 1)
+    return first + int(seeded_uniform(seed, "window", iteration).item() * choices)

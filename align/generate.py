@@ -1,0 +1,309 @@
+"""Draws candidates for prompts: resumable, by several processes, without holding them in memory.
+
+The output folder is what ``winsome store import`` takes::
+
+    config.yaml         the resolved configuration
+    prompts.jsonl       one `annotate.records.Prompt` a line
+    images/             <sha256>.png
+    candidates.jsonl    one `annotate.records.Candidate` a line, when all are drawn
+    parts/              the lines of each process, until then
+
+A batch is the candidates of consecutive prompts, and batch b is drawn by process b modulo their
+number. Which images share a batch thus depends neither on the number of processes nor on what was
+drawn before a kill, and the files come out the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from align.checkpoint import atomic_file, atomic_write, write_error
+from align.config import GenerateConfig, dump_config, flatten_config, load_config
+from align.data.rows import iterate_prompts
+from align.draw import Cell, Drawer
+from annotate.records import Candidate
+
+__all__ = ["GenerateResult", "generate"]
+
+OPERATIONAL = frozenset({"candidates", "batch_size", "processes", "progress", "output_dir"})
+"""Settings that may differ when a folder is continued."""
+LOCK_SECONDS = 30.0
+"""How long to wait for a process of an earlier, killed launch to end its batch."""
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """What is in the output folder now."""
+
+    folder: Path
+    candidates: int
+    prompts: int
+
+
+def generate(config: GenerateConfig) -> GenerateResult:
+    """Draw ``config.candidates`` images for each prompt; what is there already stays.
+
+    Under a launcher (``WORLD_SIZE`` above 1) this process draws its share; otherwise
+    ``config.processes`` processes are started.
+
+    Raises:
+        FileNotFoundError: the prompts file or the model is missing; names it.
+        ValueError: the folder holds images of other settings; names each difference.
+        OSError: the folder cannot be written; names the file. What was drawn stays.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if rank == 0:
+        _open_folder(config)
+    if world > 1:
+        barrier = _barrier()
+        barrier()
+        _draw_share(config, rank, world)
+        barrier()
+    elif config.processes > 1:
+        _run_processes(config)
+    else:
+        _draw_share(config, 0, 1)
+    if rank == 0:
+        _merge(config)
+    prompts = sum(1 for _ in iterate_prompts(config.prompts, config.splits))
+    return GenerateResult(config.output_dir, prompts * config.candidates, prompts)
+
+
+# The folder ---------------------------------------------------------------------------------------
+
+
+def _open_folder(config: GenerateConfig) -> None:
+    """Create the folder, or refuse one that holds images of other settings."""
+    folder = config.output_dir
+    path = folder / "config.yaml"
+    if path.is_file():
+        stored, asked = flatten_config(load_config(GenerateConfig, path)), flatten_config(config)
+        different = [
+            f"{key}: {stored.get(key)!r} there, {asked.get(key)!r} asked"
+            for key in sorted(stored.keys() | asked.keys())
+            if stored.get(key) != asked.get(key) and key.split(".")[0] not in OPERATIONAL
+        ]
+        if different:
+            listing = "\n  ".join(different)
+            raise ValueError(
+                f"{folder} holds images of other settings; choose another output_dir:\n  {listing}"
+            )
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "parts").mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    _write_prompts(config)
+    atomic_write(path, dump_config(config))
+
+
+def _write_prompts(config: GenerateConfig) -> None:
+    path = config.output_dir / "prompts.jsonl"
+    known = {p.id: p.text for p in iterate_prompts(path)} if path.is_file() else {}
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for prompt in iterate_prompts(config.prompts, config.splits):
+            if known.get(prompt.id, prompt.text) != prompt.text:
+                raise ValueError(
+                    f"prompt {prompt.id!r} is {prompt.text!r} in {config.prompts}, but "
+                    f"{config.output_dir} holds images of it as {known[prompt.id]!r}"
+                )
+            lines.write(prompt.model_dump_json() + "\n")
+
+
+def _line_files(folder: Path) -> list[Path]:
+    """Files that hold candidate lines, the merged one first."""
+    merged = folder / "candidates.jsonl"
+    return [*([merged] if merged.is_file() else []), *sorted((folder / "parts").glob("*.jsonl"))]
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of each whole line; a line torn by a kill is left out."""
+    offset = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield offset, line
+            offset += len(line)
+
+
+def _parse(path: Path, line: bytes) -> tuple[Candidate, tuple[str, int]]:
+    try:
+        candidate = Candidate.model_validate_json(line)
+        assert candidate.generation is not None
+        return candidate, (candidate.prompt_id, int(candidate.generation.noise_key.split("/")[-1]))
+    except (ValidationError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _merge(config: GenerateConfig) -> None:
+    """Write candidates.jsonl in the order of the prompts, then remove the parts."""
+    folder = config.output_dir
+    places: dict[tuple[str, int], tuple[Path, int]] = {}
+    for path in _line_files(folder):
+        for offset, line in _read_lines(path):
+            places.setdefault(_parse(path, line)[1], (path, offset))
+    target = folder / "candidates.jsonl"
+    with contextlib.ExitStack() as stack:
+        sources = {p: stack.enter_context(p.open("rb")) for p in {p for p, _ in places.values()}}
+        temporary = stack.enter_context(atomic_file(target))
+        lines = stack.enter_context(temporary.open("wb"))
+        for prompt in iterate_prompts(config.prompts, config.splits):
+            for index in range(config.candidates):
+                path, offset = places[prompt.id, index]
+                sources[path].seek(offset)
+                lines.write(sources[path].readline())
+    for part in (folder / "parts").glob("*"):
+        part.unlink()
+    (folder / "parts").rmdir()
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def _run_processes(config: GenerateConfig) -> None:
+    """Start workers on this machine and wait; the first failure ends them all."""
+    threads = max(1, (os.cpu_count() or 1) // config.processes)
+    code = "import sys; from align.generate import _worker; _worker(*sys.argv[1:])"
+    workers = []
+    for rank in range(config.processes):
+        environment = os.environ | {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "LOCAL_RANK": str(rank),
+        }
+        command = [sys.executable, "-c", code, config.model_dump_json(), str(rank)]
+        workers.append(subprocess.Popen(command, env=environment))
+    try:
+        while any(worker.poll() is None for worker in workers):
+            if any(worker.poll() for worker in workers):
+                break
+            time.sleep(0.1)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        codes = [worker.wait() for worker in workers]
+    if any(codes):
+        raise OSError(f"a process that draws images failed (exit codes {codes}); see its message")
+
+
+def _worker(config_json: str, rank: str) -> None:
+    """Entry point of a started process; ends when its parent is gone."""
+    config = GenerateConfig.model_validate_json(config_json)
+    try:
+        _draw_share(config, int(rank), config.processes, parent=os.getppid())
+    except (OSError, ValueError) as error:
+        sys.exit(f"winsome: error: {error}")
+
+
+def _barrier() -> Any:
+    """Waits for all processes of a launch; see `align.engine.make_accelerator` about CPUs."""
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.wait_for_everyone
+
+
+@contextlib.contextmanager
+def _own_part(folder: Path, rank: int, world: int) -> Iterator[IO[bytes]]:
+    """This process's file of lines, locked, without a torn last line."""
+    path = folder / "parts" / f"{rank:04d}-of-{world:04d}.jsonl"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise write_error(path, error) from error
+    with file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"another process is writing {path}: one `winsome generate` at a time "
+                        "may fill a folder"
+                    ) from None
+                time.sleep(0.2)
+        whole = sum(len(line) for _, line in _read_lines(path))
+        file.truncate(whole)
+        yield file
+
+
+# Drawing ------------------------------------------------------------------------------------------
+
+
+def _batches(config: GenerateConfig, rank: int, world: int) -> Iterator[list[list[Cell]]]:
+    """This process's batches, each as chunks of at most ``batch_size`` cells."""
+    per_batch = max(1, config.batch_size // config.candidates)
+    prompts = iterate_prompts(config.prompts, config.splits)
+    number = 0
+    while batch := list(islice(prompts, per_batch)):
+        if number % world == rank:
+            cells = [Cell(prompt, i) for prompt in batch for i in range(config.candidates)]
+            size = config.batch_size
+            yield [cells[i : i + size] for i in range(0, len(cells), size)]
+        number += 1
+
+
+def _draw_share(config: GenerateConfig, rank: int, world: int, parent: int | None = None) -> None:
+    folder = config.output_dir
+    with _own_part(folder, rank, world) as part:
+        done: dict[tuple[str, int], str] = {}
+        for path in _line_files(folder):
+            for _, line in _read_lines(path):
+                candidate, key = _parse(path, line)
+                assert candidate.generation is not None
+                done[key] = candidate.generation.model_sha256
+        drawer: Drawer | None = None
+        hidden = not (config.progress and rank == 0 and sys.stderr.isatty())
+        with tqdm(disable=hidden, unit="image", desc="drawing") as bar:
+            for chunks in _batches(config, rank, world):
+                for chunk in chunks:
+                    if any(cell.key not in done for cell in chunk):
+                        drawer = drawer or Drawer(config, set(done.values()))
+                        _draw_chunk(drawer, chunk, done, part)
+                    bar.update(len(chunk))
+                if parent is not None and os.getppid() != parent:
+                    return
+
+
+def _draw_chunk(
+    drawer: Drawer, chunk: Sequence[Cell], done: dict[tuple[str, int], str], part: IO[bytes]
+) -> None:
+    """Draw all of a chunk, so that its numbers do not depend on what is there, and keep the new."""
+    lines = []
+    for cell, png in zip(chunk, drawer.draw(chunk), strict=True):
+        if cell.key not in done:
+            candidate = drawer.record(cell, png)
+            _write_image(drawer.images / f"{candidate.image_sha256}.png", png)
+            lines.append(candidate.model_dump_json() + "\n")
+            done[cell.key] = drawer.model_sha256
+    try:
+        part.write("".join(lines).encode())
+        part.flush()
+    except OSError as error:
+        raise write_error(Path(part.name), error) from error
+
+
+def _write_image(path: Path, png: bytes) -> None:
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        temporary.write_bytes(png)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
