@@ -292,7 +292,8 @@ class Canvas {
     const action = this.find(".ws-blank-action");
     action.textContent = t("blank.look");
     this.onAction = () => this.next();
-    this.refreshSubmit();
+    this.history = [];
+    this.setPick(EMPTY);
     this.say(this.notice ? t(this.notice) : "");
     clearTimeout(this.pollTimer);
     this.pollTimer = setTimeout(() => this.next(), EMPTY_POLL_MS);
