@@ -1,0 +1,63 @@
+"""Which prompts a reward model learns from, and the refusal of any that leak.
+
+A split is made by prompt, never by pair: with the same images and code, one head's held-out
+accuracy was 0.66 split by prompt and 0.96 split by pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from annotate.records import Prompt
+
+__all__ = ["LeakError", "check_disjoint", "normalise_prompt", "prompt_digest", "set_aside"]
+
+
+class LeakError(ValueError):
+    """The same prompt lies in two splits."""
+
+
+def normalise_prompt(text: str) -> str:
+    """The text as a reader takes it: width, case, spacing and punctuation do not count."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kept = [
+        " " if character.isspace() or unicodedata.category(character)[0] in "PZC" else character
+        for character in folded
+    ]
+    return " ".join("".join(kept).split())
+
+
+def check_disjoint(prompts: Iterable[Prompt]) -> None:
+    """Refuse prompts of which one id or one normalised text stands in two splits.
+
+    Raises:
+        LeakError: naming the two prompts, their splits and the text.
+    """
+    seen: dict[str, Prompt] = {}
+    for prompt in prompts:
+        for key in (f"id {prompt.id}", f"text {normalise_prompt(prompt.text)}"):
+            other = seen.setdefault(key, prompt)
+            if other.split != prompt.split:
+                raise LeakError(
+                    f"prompt {prompt.text!r} leaks: {other.id!r} is in {other.split.value!r} and "
+                    f"{prompt.id!r} in {prompt.split.value!r}; a prompt may be in one split only"
+                )
+
+
+def set_aside(prompt_ids: Sequence[str], fraction: float, seed: int) -> frozenset[str]:
+    """A seeded ``fraction`` of the prompts (at least one), the same in whatever order they come."""
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+
+    def rank(prompt_id: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()
+
+    unique = sorted(set(prompt_ids), key=rank)
+    return frozenset(unique[: max(1, round(fraction * len(unique)))])
+
+
+def prompt_digest(text: str) -> str:
+    """Names a prompt by its normalised text without telling it."""
+    return hashlib.sha256(normalise_prompt(text).encode()).hexdigest()[:32]

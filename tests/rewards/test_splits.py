@@ -1,0 +1,36 @@
+import pytest
+
+from annotate.records import Prompt, Split
+from rewards.splits import LeakError, check_disjoint, normalise_prompt, set_aside
+
+
+def prompts(*texts_and_splits):
+    return [
+        Prompt(id=f"p{index}", text=text, split=split)
+        for index, (text, split) in enumerate(texts_and_splits)
+    ]
+
+
+def test_prompts_are_compared_as_a_reader_takes_them():
+    assert normalise_prompt(" A  Red—Poster, ｗｉｄｅ! ") == "a red poster wide"
+    assert normalise_prompt("红色海报，“春天”") == "红色海报 春天"
+
+
+@pytest.mark.parametrize("text", ["a red poster", "A red  poster!", "ａ　ｒｅｄ poster"])
+def test_a_prompt_in_two_splits_is_refused(text):
+    with pytest.raises(LeakError, match=r"'p0' is in 'train' and 'p1' in 'test'"):
+        check_disjoint(prompts(("a red poster", Split.TRAIN), (text, Split.TEST)))
+
+
+def test_one_split_may_repeat_a_prompt():
+    check_disjoint(prompts(("a", Split.TRAIN), ("a", Split.TRAIN), ("b", Split.TEST)))
+
+
+def test_setting_aside_depends_on_the_prompts_and_the_seed_alone():
+    ids = [f"p{index}" for index in range(100)]
+    aside = set_aside(ids, 0.15, seed=0)
+    assert len(aside) == 15
+    assert set_aside(ids[::-1] * 2, 0.15, seed=0) == aside
+    assert set_aside(ids, 0.15, seed=1) != aside
+    # A new prompt moves at most one other.
+    assert len(set_aside([*ids, "new"], 0.15, seed=0) & aside) >= 14
