@@ -1,0 +1,99 @@
+"""``winsome reward train`` and ``winsome reward evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from annotate.records import Split
+
+HELP = "train a reward model on designers' picks, and measure one"
+EXAMPLE = "winsome reward train configs/tiny/reward.yaml seed=1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    train = actions.add_parser(
+        "train",
+        help="train on a snapshot, or continue an interrupted run",
+        description="Trains a reward model on a snapshot; run again, it continues exactly.",
+        epilog=f"example:\n  {EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", type=Path, help="YAML file of settings")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. head.width=128")
+    evaluate = actions.add_parser(
+        "evaluate",
+        help="measure a reward model on a split of any snapshot",
+        description="Measures a reward model on picks whose prompts it was not trained on.",
+        epilog="example:\n  winsome reward evaluate runs/reward snapshots/july --minimum 0.65",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("model", type=Path, help="folder that `winsome reward train` wrote")
+    evaluate.add_argument("snapshot", type=Path, help="folder of a snapshot")
+    evaluate.add_argument("--images", type=Path, help="its images, when it was cut without them")
+    evaluate.add_argument("--base", help="the base pipeline; default: the one named at training")
+    evaluate.add_argument(
+        "--split", type=Split, choices=list(Split), default=Split.TEST, help="default: test"
+    )
+    evaluate.add_argument("--device", default="cpu", help="default: cpu")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    evaluate.add_argument(
+        "--minimum", type=float, metavar="ACCURACY", help="exit with status 1 below this accuracy"
+    )
+
+
+def run(args: argparse.Namespace) -> int | None:
+    return _train(args) if args.action == "train" else _evaluate(args)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from annotate.settings import load_config
+    from rewards.config import RewardTrainConfig
+
+    config = load_config(RewardTrainConfig, args.config, args.overrides)
+    from rewards.train import train_reward
+
+    result = train_reward(config)
+    print(describe_report(result.report))
+    print(f"reward model: {result.folder}")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from annotate.records import load_snapshot
+    from rewards.evaluate import evaluate_model
+    from rewards.folder import write_json
+    from rewards.scorers import load_scorer
+
+    snapshot = load_snapshot(args.snapshot, images=args.images)
+    scorer = load_scorer(args.model, base=args.base, device=args.device)
+    report = evaluate_model(args.model, scorer, snapshot, args.split)
+    if args.json:
+        write_json(args.json, report)
+    print(describe_report(report))
+    if args.minimum is not None and report["accuracy"] < args.minimum:
+        print(f"below the minimum accuracy of {args.minimum:.3f}")
+        return 1
+    return 0
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """A report as a small table."""
+    lines = [f"{'':12} {'accuracy':>8}  {'95 % interval':^14}  {'designers':>9}  {'pairs':>6}"]
+    for name, row in [*report["criteria"].items(), ("mean", report)]:
+        ceiling = "-" if row["ceiling"] is None else f"{row['ceiling']:.3f}"
+        interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}"
+        lines.append(
+            f"{name:12} {row['accuracy']:8.3f}  {interval:^14}  {ceiling:>9}  {row['num_pairs']:>6}"
+        )
+    lines.append(
+        f"{report['num_picks']} picks on {report['num_prompts']} held-out prompts "
+        f"({report['held_out']}); mean over {json.dumps(_averaged(report))}"
+    )
+    return "\n".join(lines)
+
+
+def _averaged(report: dict[str, Any]) -> list[str]:
+    return [name for name in report["criteria"] if name != "overall"] or ["overall"]

@@ -1,0 +1,114 @@
+"""Settings of reward model training; free of torch, so that a typo answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from annotate.records import Split
+from annotate.settings import Config
+
+__all__ = ["DiffusionEncoderConfig", "HeadConfig", "RewardTrainConfig"]
+
+
+class DiffusionEncoderConfig(Config):
+    """Features of the first blocks of the frozen base MMDiT, read from latents."""
+
+    type: Literal["diffusion"] = "diffusion"
+    num_blocks: int = Field(default=2, ge=1)
+    """How many of the base's first blocks are run."""
+    sigmas: tuple[float, ...] = Field(default=(0.1,), min_length=1)
+    """Noise levels at which the latents are read, each in (0, 1); one forward pass each."""
+    noise_seed: int = 0
+    """Seeds the prior noise, which is the same for every candidate: a score is a function of the
+    latents and the prompt alone."""
+    grid: int = Field(default=8, ge=2, le=64)
+    """Image tokens are averaged to ``grid`` x ``grid``, whatever the resolution."""
+    batch_size: int = Field(default=32, ge=1)
+    """Candidates per forward pass; without effect on the features."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the base is loaded in. The heads are float32 always."""
+
+    @model_validator(mode="after")
+    def _check_sigmas(self) -> DiffusionEncoderConfig:
+        for sigma in self.sigmas:
+            if not 0.0 < sigma < 1.0:
+                raise ValueError(f"sigmas must lie between 0 and 1, got {sigma}")
+        return self
+
+
+class HeadConfig(Config):
+    """The trained part: per criterion, attention pooling over image and text tokens."""
+
+    width: int = Field(default=64, ge=8)
+    """Token width after projection; a multiple of ``num_heads``."""
+    num_layers: int = Field(default=1, ge=0)
+    """Transformer layers over image and text tokens together, before the pooling."""
+    num_heads: int = Field(default=4, ge=1)
+    num_queries: int = Field(default=4, ge=1)
+    """Learned queries per criterion."""
+    num_members: int = Field(default=2, ge=1)
+    """Independently initialised heads whose scores are averaged; their spread is the score's
+    sigma."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _check_width(self) -> HeadConfig:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
+            )
+        return self
+
+
+class RewardTrainConfig(Config):
+    """One run of ``winsome reward train``."""
+
+    snapshot: Path
+    """Folder of a snapshot."""
+    images: Path | None = None
+    """Folder of the images, for a snapshot that was cut without them."""
+    base: str
+    """The frozen base: a diffusers pipeline folder, a hub id, or ``tiny``, the one that ships."""
+    output_dir: Path
+    """Run folder: the model, ``report.json``, this configuration, checkpoints."""
+    cache_dir: Path | None = None
+    """Folder of the feature cache, which runs may share; None keeps it in the run folder."""
+    device: str = "cpu"
+    """Where the base and the heads run, e.g. ``cuda:0``."""
+
+    encoder: DiffusionEncoderConfig = DiffusionEncoderConfig()
+    head: HeadConfig = HeadConfig()
+
+    held_out: Split = Split.TEST
+    """The split on which the report measures. Training never sees it; neither does the choice of
+    the epoch nor the temperature, which use the validation split, or ``development_fraction`` of
+    the training prompts when the validation split is itself held out."""
+    development_fraction: float = Field(default=0.15, gt=0.0, lt=1.0)
+    """Share of the training prompts set aside when ``held_out`` is ``validation``."""
+    ties: Literal["uniform", "drop"] = "uniform"
+    """What an "all equal" teaches: equal scores, or nothing. "All bad" orders no candidates and is
+    always left out."""
+
+    epochs: int = Field(default=30, ge=1)
+    """At most; training stops ``patience`` epochs after the best negative log likelihood."""
+    patience: int = Field(default=5, ge=1)
+    """In epochs."""
+    batch_size: int = Field(default=8, ge=1)
+    """Candidate sets per step; one set brings all picks of its tasks."""
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    weight_decay: float = Field(default=0.05, ge=0.0)
+    warmup_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of all steps with a rising learning rate; a cosine to zero follows."""
+    centring: float = Field(default=0.01, ge=0.0)
+    """Weight of the squared mean score of a comparison; 0 leaves the zero of scores free."""
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> RewardTrainConfig:
+        if self.held_out == Split.TRAIN:
+            raise ValueError("held_out must be 'validation' or 'test', got 'train'")
+        return self

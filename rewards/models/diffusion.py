@@ -1,0 +1,206 @@
+"""The diffusion-native encoder: the first blocks of the frozen base MMDiT, read at a small noise.
+
+The base already knows what captions mean and where things lie, and it reads latents: scoring a
+rollout needs neither a decoder nor a second image model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from align.mmdit.adapters.base import Conditioning, ModelAdapter
+from align.mmdit.flow import interpolate, seeded_noise
+from rewards.base import RewardItem
+from rewards.config import DiffusionEncoderConfig
+from rewards.models.features import Features
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["DiffusionEncoder"]
+
+_MAX_REMEMBERED_PROMPTS = 4096
+
+
+class DiffusionEncoder:
+    """Image and text tokens after ``num_blocks`` blocks, beside the latents themselves.
+
+    Args:
+        adapter: the base model. Its first blocks are copied: training the adapter's transformer
+            afterwards does not change the features.
+    """
+
+    def __init__(self, adapter: ModelAdapter, config: DiffusionEncoderConfig):
+        transformer: Any = adapter.transformer
+        available = len(transformer.transformer_blocks)
+        if config.num_blocks > available:
+            raise ValueError(
+                f"encoder.num_blocks is {config.num_blocks}, but the base has {available} blocks"
+            )
+        self._adapter = adapter
+        self._config = config
+        self._transformer = _first_blocks(transformer, config.num_blocks)
+        self._device = next(self._transformer.parameters()).device
+        self.tokenizer = adapter.tokenizer
+        self._conditionings: dict[str, Conditioning] = {}
+        self.identity = {
+            **config.model_dump(mode="json", exclude={"batch_size"}),
+            "base_sha256": adapter.model_sha256(),
+        }
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[RewardItem]) -> list[Features]:
+        """Features of items that carry latents or an image.
+
+        Raises:
+            ValueError: an item has neither; the message names it.
+        """
+        latents = self._latents(items)
+        self._remember(sorted({item.prompt for item in items}))
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for index, x_0 in enumerate(latents):
+            by_shape[x_0.shape].append(index)
+        found: dict[int, Features] = {}
+        for indices in by_shape.values():
+            for start in range(0, len(indices), self._config.batch_size):
+                batch = indices[start : start + self._config.batch_size]
+                prompts = [items[index].prompt for index in batch]
+                stacked = torch.stack([latents[index] for index in batch])
+                found.update(zip(batch, self._encode_batch(stacked, prompts), strict=True))
+        return [found[index] for index in range(len(items))]
+
+    def remember(self, prompts: Sequence[str], conditioning: Conditioning) -> None:
+        """Take prompt embeddings made elsewhere, so that no text encoder is needed here."""
+        for index, prompt in enumerate(prompts):
+            self._conditionings[prompt] = conditioning.select([index])
+
+    @torch.inference_mode()
+    def fingerprint(self) -> list[float]:
+        """Features of a fixed probe, in a few numbers: what the blocks in memory really compute.
+
+        The base's hash is that of its files; weights that were trained after loading, or carry a
+        LoRA, keep it and show here.
+        """
+        adapter, config = self._adapter, self._config
+        shape = adapter.latent_shape(*[16 * adapter.scale_factor] * 2)
+        width = self._transformer.config.joint_attention_dim
+        embeds = seeded_noise(config.noise_seed, "reward-probe-text", 0, (1, 8, width))
+        x_t = seeded_noise(config.noise_seed, "reward-probe", 0, (1, *shape)).to(self._device)
+        sigma = torch.full((1,), config.sigmas[0], device=self._device)
+        cond = Conditioning(embeds.to(self._device))
+        image, text, _ = adapter.features(self._transformer, x_t, sigma, cond, config.num_blocks)
+        parts = [part.float().flatten() for part in (*image.chunk(4, dim=1), *text.chunk(4, dim=1))]
+        return [float(part.norm()) for part in parts]
+
+    def check_fingerprint(self, expected: Sequence[float]) -> None:
+        """Refuse a base that computes other features than the one trained on.
+
+        Raises:
+            ValueError: naming both fingerprints.
+        """
+        got = self.fingerprint()
+        tolerance = 1e-3 if next(self._transformer.parameters()).dtype == torch.float32 else 3e-2
+        if len(got) != len(expected) or not np.allclose(got, expected, rtol=tolerance):
+            raise ValueError(
+                "the base model was changed after loading (trained, or with a LoRA): its features "
+                f"have the fingerprint {got}, expected {list(expected)}"
+            )
+
+    def _latents(self, items: Sequence[RewardItem]) -> list[Tensor]:
+        """Latents (C, h, w) of every item; images of one size are encoded together."""
+        latents: dict[int, Tensor] = {}
+        images: dict[int, Image] = {}
+        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, item in enumerate(items):
+            if item.latents is not None:
+                latents[index] = item.latents.to(self._device, torch.float32)
+            elif item.image is not None:
+                images[index] = item.image
+                by_size[item.image.size].append(index)
+            else:
+                raise ValueError(f"sample {item.sample_id!r} has neither an image nor latents")
+        for indices in by_size.values():
+            for start in range(0, len(indices), self._config.batch_size):
+                batch = indices[start : start + self._config.batch_size]
+                pixels = torch.stack([_to_tensor(images[index]) for index in batch])
+                encoded = self._adapter.encode_images(pixels.to(self._device))
+                latents.update(zip(batch, encoded.float(), strict=True))
+        return [latents[index] for index in range(len(items))]
+
+    def _remember(self, prompts: Sequence[str]) -> None:
+        unknown = [prompt for prompt in prompts if prompt not in self._conditionings]
+        if unknown:
+            self.remember(unknown, self._adapter.encode_prompts(unknown))
+        while len(self._conditionings) > max(_MAX_REMEMBERED_PROMPTS, len(prompts)):
+            oldest = next(iter(self._conditionings))
+            del self._conditionings[oldest]
+
+    def _encode_batch(self, x_0: Tensor, prompts: Sequence[str]) -> list[Features]:
+        cond = Conditioning.cat([self._conditionings[prompt] for prompt in prompts])
+        grid = self._config.grid
+        images: list[Tensor] = [_latent_tokens(x_0, grid)]
+        texts: list[Tensor] = []
+        mask: Tensor | None = None
+        for draw, value in enumerate(self._config.sigmas):
+            # One noise for all candidates: common random numbers, and no dependence on ids.
+            noise = seeded_noise(self._config.noise_seed, "reward-encoder", draw, x_0.shape[1:])
+            sigma = torch.full((len(x_0),), value, device=self._device)
+            x_t = interpolate(x_0, noise.to(self._device)[None], sigma)
+            image, text, mask = self._adapter.features(
+                self._transformer, x_t, sigma, cond, self._config.num_blocks
+            )
+            images.append(_to_grid(image.float(), x_0.shape, grid))
+            texts.append(text.float())
+        image, text, stats = torch.cat(images, -1).cpu(), torch.cat(texts, -1).cpu(), _stats(x_0)
+        lengths = [text.shape[1]] * len(x_0) if mask is None else mask.sum(dim=1).tolist()
+        return [
+            Features(image=image[i], text=text[i, : int(lengths[i])].clone(), stats=stats[i].cpu())
+            for i in range(len(x_0))
+        ]
+
+
+def _first_blocks(transformer: Any, num_blocks: int) -> Any:
+    """A frozen copy of the transformer with its first blocks alone."""
+    blocks = transformer.transformer_blocks
+    try:
+        # The blocks that are not needed are left out before copying, or 20B would be copied whole.
+        transformer.transformer_blocks = nn.ModuleList(blocks[:num_blocks])
+        frozen = copy.deepcopy(transformer)
+    finally:
+        transformer.transformer_blocks = blocks
+    return frozen.requires_grad_(False).eval()
+
+
+def _to_tensor(image: Image) -> Tensor:
+    """(3, H, W) float32 in [-1, 1]."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0
+
+
+def _to_grid(tokens: Tensor, latent_shape: torch.Size, grid: int) -> Tensor:
+    """Average image tokens (B, N, D), in rows of patches, to (B, grid * grid, D)."""
+    _, _, height, width = latent_shape
+    patch = round((height * width / tokens.shape[1]) ** 0.5)
+    plane = tokens.transpose(1, 2).unflatten(2, (height // patch, width // patch))
+    return F.adaptive_avg_pool2d(plane, grid).flatten(2).transpose(1, 2)
+
+
+def _latent_tokens(x_0: Tensor, grid: int) -> Tensor:
+    """The latents themselves as (B, grid * grid, 4 C) tokens: 2 x 2 samples a token."""
+    plane = F.pixel_unshuffle(F.adaptive_avg_pool2d(x_0, 2 * grid), 2)
+    return plane.flatten(2).transpose(1, 2)
+
+
+def _stats(x_0: Tensor) -> Tensor:
+    """(B, 4 C): per channel mean, standard deviation and mean absolute slope down and across."""
+    down = (x_0[:, :, 1:] - x_0[:, :, :-1]).abs().mean(dim=(2, 3))
+    across = (x_0[:, :, :, 1:] - x_0[:, :, :, :-1]).abs().mean(dim=(2, 3))
+    return torch.cat([x_0.mean(dim=(2, 3)), x_0.std(dim=(2, 3)), down, across], dim=1)

@@ -1,0 +1,175 @@
+"""What an encoder tells a preference head about a candidate, and a cache of it on disk.
+
+Any encoder can stand behind a preference model: it turns `RewardItem`s into `Features` and has an
+``identity`` that names everything the features depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from annotate.records import Snapshot
+from rewards.base import RewardItem
+from rewards.judgements import CandidateSet
+
+__all__ = [
+    "CandidateEncoder",
+    "FeatureBatch",
+    "FeatureCache",
+    "Features",
+    "collate",
+    "extract_features",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """One candidate: tokens in the encoder's dtype, on the CPU."""
+
+    image: Tensor
+    """(T, D) tokens on a fixed grid, row by row; T is the same for all candidates."""
+    text: Tensor
+    """(L, E) tokens of the prompt, without padding."""
+    stats: Tensor
+    """(S,) float32 statistics of the whole image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureBatch:
+    """``N`` candidates, float32."""
+
+    image: Tensor
+    """(N, T, D)"""
+    text: Tensor
+    """(N, L, E), zero where padded"""
+    text_mask: Tensor
+    """(N, L), true where there is a token"""
+    stats: Tensor
+    """(N, S)"""
+
+    def as_dict(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class CandidateEncoder(Protocol):
+    """Turns candidates into features; frozen."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON data that names everything the features depend on; part of the scorer's identity."""
+        ...
+
+    def encode(self, items: Sequence[RewardItem]) -> list[Features]:
+        """One `Features` per item, in order, the same in any batch."""
+        ...
+
+    def fingerprint(self) -> list[float]:
+        """A few numbers that tell what the weights in memory compute."""
+        ...
+
+    def check_fingerprint(self, expected: Sequence[float]) -> None:
+        """``ValueError`` when the encoder's fingerprint is not the one expected."""
+        ...
+
+
+def collate(features: Sequence[Features]) -> FeatureBatch:
+    """Stack candidates, padding the text tokens on the right."""
+    lengths = torch.tensor([len(f.text) for f in features])
+    text = torch.nn.utils.rnn.pad_sequence([f.text.float() for f in features], batch_first=True)
+    return FeatureBatch(
+        image=torch.stack([f.image for f in features]).float(),
+        text=text,
+        text_mask=torch.arange(text.shape[1])[None] < lengths[:, None],
+        stats=torch.stack([f.stats for f in features]),
+    )
+
+
+class FeatureCache:
+    """Features on disk, one file per (encoder, image, prompt): never stale, safe to share."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        self._identity = json.dumps(identity, sort_keys=True)
+        name = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
+        self.folder = folder / name
+
+    def path(self, image_sha256: str, prompt: str) -> Path:
+        key = json.dumps([self._identity, image_sha256, prompt])
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        return self.folder / digest[:2] / f"{digest}.safetensors"
+
+    def load(self, image_sha256: str, prompt: str) -> Features | None:
+        """The stored features; None when there are none, or when the file is damaged."""
+        try:
+            return Features(**load_file(self.path(image_sha256, prompt)))
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, TypeError):
+            # Written again by the caller.
+            return None
+
+    def store(self, image_sha256: str, prompt: str, features: Features) -> None:
+        path = self.path(image_sha256, prompt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed into place: a reader, or a run that is killed, never sees half a file.
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        tensors = {f.name: getattr(features, f.name).contiguous() for f in fields(features)}
+        save_file(tensors, temporary)
+        temporary.replace(path)
+
+
+def extract_features(
+    snapshot: Snapshot,
+    sets: Sequence[CandidateSet],
+    encoder: CandidateEncoder,
+    cache: FeatureCache | None = None,
+    chunk: int = 64,
+) -> dict[str, Features]:
+    """Features of every candidate of ``sets`` by its id, from the cache where it has them.
+
+    Raises:
+        FileNotFoundError: an image is missing.
+        ValueError: an image cannot be read; the message names the file.
+    """
+    sha256 = {candidate.id: candidate.image_sha256 for candidate in snapshot.candidates}
+    prompts = {cid: s.prompt.text for s in sets for cid in s.candidate_ids}
+    bank: dict[str, Features] = {}
+    for cid, prompt in prompts.items():
+        found = cache.load(sha256[cid], prompt) if cache else None
+        if found is not None:
+            bank[cid] = found
+    missing = [cid for cid in prompts if cid not in bank]
+    with tqdm(total=len(missing), desc="features", unit="image", disable=None) as progress:
+        for start in range(0, len(missing), chunk):
+            ids = missing[start : start + chunk]
+            images = [_open(snapshot.image_path(sha256[cid])) for cid in ids]
+            items = [
+                RewardItem(cid, "", prompts[cid], image=image)
+                for cid, image in zip(ids, images, strict=True)
+            ]
+            for cid, features in zip(ids, encoder.encode(items), strict=True):
+                bank[cid] = features
+                if cache:
+                    cache.store(sha256[cid], prompts[cid], features)
+            progress.update(len(ids))
+    return bank
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error

@@ -1,0 +1,250 @@
+"""``winsome reward train``: from a snapshot to a reward model with its report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import RewardConfig
+
+from annotate.records import Question, load_snapshot
+from annotate.settings import dump_config, flatten_config, load_config
+from rewards.config import RewardTrainConfig
+from rewards.evaluate import evaluate_model, fit_temperature, scored_pairs
+from rewards.folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    FEATURES,
+    METRICS_FILE,
+    REPORT_FILE,
+    TRAINED_ON_FILE,
+    read_json,
+    write_json,
+)
+from rewards.judgements import CandidateSet, Division, count_questions, divide
+from rewards.models import load_encoder
+from rewards.models.features import (
+    CandidateEncoder,
+    FeatureCache,
+    Features,
+    collate,
+    extract_features,
+)
+from rewards.models.preference import OVERALL, PreferenceConfig, PreferenceModel
+from rewards.scorers.preference import PreferenceScorer
+from rewards.splits import prompt_digest
+from rewards.trainer import CandidateTrainer, SetCollator, to_dataset
+
+__all__ = ["RewardResult", "train_reward"]
+
+logger = logging.getLogger(__name__)
+
+CRITERIA = (Question.AESTHETICS, Question.INSTRUCTION, Question.DETAIL)
+"""The questions that have a head, in this order; "overall" combines them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    folder: Path
+    """What `rewards.scorers.load_scorer` opens."""
+    report: dict[str, Any]
+
+
+def train_reward(config: RewardTrainConfig) -> RewardResult:
+    """Train a preference model, measure it on held-out prompts, and save both.
+
+    An interrupted run in ``config.output`` is continued exactly: the weights are those of a run
+    without interruption, bit for bit on a CPU with a fixed number of threads.
+
+    Raises:
+        ValueError: prompts leak between splits, a part of the snapshot has no picks, or the output
+            folder holds a run with other settings.
+        OSError: a missing snapshot, base or image; an unwritable folder.
+    """
+    snapshot = load_snapshot(config.snapshot, images=config.images)
+    division = divide(snapshot, config.held_out, config.development_fraction, config.seed)
+    _claim_folder(config)
+    settings = config.encoder.model_dump(mode="json")
+    encoder = load_encoder(settings, config.base, config.device)
+    cache = FeatureCache(config.cache_dir or config.output_dir / FEATURES, encoder.identity)
+    seen = (*division.train, *division.development)
+    bank = extract_features(snapshot, seen, encoder, cache)
+    model = _build_model(config, division, encoder, bank)
+    trainer = _build_trainer(config, model, division, bank, encoder.tokenizer)
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(config.output_dir / CHECKPOINTS))
+    model.config.temperatures = _fit_temperatures(model, encoder, division.development, bank)
+    _save(config, model, trainer.state.log_history, seen)
+    scorer = PreferenceScorer(model, encoder, version="")
+    report = {
+        **evaluate_model(config.output_dir, scorer, snapshot, config.held_out, cache),
+        "temperatures": model.config.temperatures,
+        "overall_weights": model.overall_weights(),
+        "best_step": trainer.state.best_global_step,
+        "seed": config.seed,
+        "trained_on": {
+            "num_prompts": len({candidates.prompt.id for candidates in division.train}),
+            "num_picks": sum(len(candidates.judgements) for candidates in division.train),
+            "questions": count_questions(division.train),
+        },
+    }
+    write_json(config.output_dir / REPORT_FILE, report)
+    return RewardResult(config.output_dir, report)
+
+
+def _build_model(
+    config: RewardTrainConfig,
+    division: Division,
+    encoder: CandidateEncoder,
+    bank: Mapping[str, Features],
+) -> PreferenceModel:
+    """An untrained model with a head for each criterion that training picks ask for."""
+    asked = count_questions(division.train)
+    criteria = [question.value for question in CRITERIA if question.value in asked] or [OVERALL]
+    train_ids = sorted({cid for candidates in division.train for cid in candidates.candidate_ids})
+    batch = collate([bank[cid] for cid in train_ids])
+    set_seed(config.seed)
+    model = PreferenceModel(
+        PreferenceConfig(
+            criteria=criteria,
+            base=config.base,
+            encoder=dict(encoder.identity),
+            encoder_fingerprint=encoder.fingerprint(),
+            num_image_tokens=batch.image.shape[1],
+            image_dim=batch.image.shape[2],
+            text_dim=batch.text.shape[2],
+            stats_dim=batch.stats.shape[1],
+            **config.head.model_dump(),
+        )
+    )
+    model.standardise_by(batch)
+    return model
+
+
+def _build_trainer(
+    config: RewardTrainConfig,
+    model: PreferenceModel,
+    division: Division,
+    bank: Mapping[str, Features],
+    tokenizer: Any,
+) -> CandidateTrainer:
+    outputs, keep_ties = model.config.outputs, config.ties == "uniform"
+    trainer = CandidateTrainer(
+        model=model,
+        args=_trainer_settings(config),
+        train_dataset=to_dataset(division.train, outputs, keep_ties),
+        eval_dataset=to_dataset(division.development, outputs, keep_ties),
+        data_collator=SetCollator(bank),
+        processing_class=tokenizer,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
+    )
+    # Without a terminal the Trainer would print a dict every epoch; metrics.jsonl has them.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _trainer_settings(config: RewardTrainConfig) -> RewardConfig:
+    on_cpu = torch.device(config.device).type == "cpu"
+    return RewardConfig(
+        output_dir=str(config.output_dir / CHECKPOINTS),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=256,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_fraction,
+        lr_scheduler_type="cosine",
+        max_grad_norm=config.max_grad_norm,
+        center_rewards_coefficient=config.centring,
+        disable_dropout=False,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_nll",
+        greater_is_better=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        bf16=False,
+        activation_checkpointing=False,
+        max_length=None,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+def _fit_temperatures(
+    model: PreferenceModel,
+    encoder: CandidateEncoder,
+    development: Sequence[CandidateSet],
+    bank: Mapping[str, Features],
+) -> dict[str, float]:
+    """Per question, the temperature at which development margins are log-odds."""
+    scorer = PreferenceScorer(model, encoder, version="")
+    used = {cid: bank[cid] for candidates in development for cid in candidates.candidate_ids}
+    pairs = scored_pairs(development, scorer.score_bank(used))
+    margins = {
+        name: np.array([pair.margin for pair in pairs if pair.question == name])
+        for name in scorer.outputs
+    }
+    return {name: fit_temperature(values) for name, values in margins.items() if len(values)}
+
+
+def _claim_folder(config: RewardTrainConfig) -> None:
+    """Make the run folder, or check that the run in it is this one."""
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    path = config.output_dir / CONFIG_FILE
+    if path.is_file():
+        # Where features are cached and computed does not change what is trained.
+        free = {"cache_dir", "device", "encoder.batch_size"}
+        there = flatten_config(load_config(RewardTrainConfig, path))
+        here = flatten_config(config)
+        changed = sorted(k for k in here.keys() - free if here[k] != there.get(k))
+        if changed:
+            listed = ", ".join(f"{k}: {there.get(k)!r} there, {here[k]!r} here" for k in changed)
+            raise ValueError(
+                f"{config.output_dir} holds a run with other settings ({listed}); "
+                "name another output_dir, or delete it"
+            )
+    path.write_text(dump_config(config), encoding="utf-8")
+
+
+def _last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half-written ones are removed.
+
+    The Trainer writes its state file last; a run killed before that leaves none, or a part of it.
+    """
+    while folder.is_dir() and (found := get_last_checkpoint(str(folder))):
+        try:
+            read_json(Path(found) / "trainer_state.json")
+            return found
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("removing %s: it was not written to its end", found)
+            shutil.rmtree(found)
+    return None
+
+
+def _save(
+    config: RewardTrainConfig,
+    model: PreferenceModel,
+    history: Sequence[Mapping[str, Any]],
+    seen: Sequence[CandidateSet],
+) -> None:
+    model.save_pretrained(config.output_dir)
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    (config.output_dir / METRICS_FILE).write_text(lines, encoding="utf-8")
+    digests = sorted({prompt_digest(candidates.prompt.text) for candidates in seen})
+    write_json(config.output_dir / TRAINED_ON_FILE, digests)

@@ -1,0 +1,212 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from align.mmdit.adapters import load_adapter
+from annotate.records import Prompt, Question, Split, load_snapshot
+from annotate.settings import parse_config
+from rewards.base import RewardItem
+from rewards.config import RewardTrainConfig
+from rewards.evaluate import evaluate_model, require_accuracy
+from rewards.folder import CHECKPOINTS, WEIGHTS_FILE
+from rewards.judgements import CandidateSet, Judgement, candidate_sets, divide
+from rewards.models.features import Features
+from rewards.scorers import load_scorer
+from rewards.splits import LeakError
+from rewards.train import train_reward
+from rewards.trainer import SetCollator, preference_loss, to_dataset
+
+
+@pytest.fixture(scope="module")
+def settings(random_base, snapshot_folder, tmp_path_factory):
+    """Settings of a short run; the feature cache is shared by all runs of this module."""
+    cache = tmp_path_factory.mktemp("features")
+
+    def make(output_dir, **changes):
+        return {
+            "snapshot": str(snapshot_folder),
+            "base": str(random_base),
+            "output_dir": str(output_dir),
+            "cache_dir": str(cache),
+            "encoder": {"num_blocks": 1, "grid": 4},
+            "head": {"width": 32, "num_members": 1, "num_layers": 0},
+            "learning_rate": 3e-3,
+            "epochs": 10,
+            "patience": 10,
+            **changes,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(settings, tmp_path_factory):
+    config = parse_config(RewardTrainConfig, settings(tmp_path_factory.mktemp("reward")))
+    return train_reward(config)
+
+
+def test_it_learns_what_designers_prefer_on_prompts_it_never_saw(trained):
+    report = trained.report
+    assert list(report["criteria"]) == ["aesthetics", "detail", "overall"]
+    assert report["ci_low"] > 0.6
+    assert report["accuracy"] == pytest.approx(
+        (report["criteria"]["aesthetics"]["accuracy"] + report["criteria"]["detail"]["accuracy"])
+        / 2
+    )
+    assert 0.8 < report["ceiling"] < 1
+    assert (report["held_out"], report["num_prompts"]) == ("test", 10)
+    assert report["trained_on"]["questions"] == {"aesthetics": 64, "detail": 64, "overall": 64}
+    assert require_accuracy(trained.folder, 0.6) == json.loads(
+        (trained.folder / "report.json").read_text()
+    )
+
+
+def test_an_interrupted_run_continues_to_the_same_bits(settings, trained, tmp_path):
+    config = tmp_path / "reward.yaml"
+    output = tmp_path / "run"
+    config.write_text(yaml.safe_dump(settings(output)))
+    command = [sys.executable, "-m", "align.cli", "reward", "train", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list((output / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    # A kill while a checkpoint is written leaves a part of it.
+    torn = output / CHECKPOINTS / "checkpoint-999"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_st')
+    resumed = train_reward(parse_config(RewardTrainConfig, settings(output)))
+    assert not torn.exists()
+    assert (output / WEIGHTS_FILE).read_bytes() == (trained.folder / WEIGHTS_FILE).read_bytes()
+    assert resumed.report == trained.report
+
+
+def test_a_folder_with_other_settings_is_refused(settings, trained):
+    other = settings(trained.folder, learning_rate=1e-4)
+    with pytest.raises(ValueError, match=r"learning_rate: 0.003 there, 0.0001 here"):
+        train_reward(parse_config(RewardTrainConfig, other))
+
+
+def test_the_scorer_scores_latents_and_images_alike(trained, random_base, snapshot_folder):
+    adapter = load_adapter(random_base)
+    scorer = load_scorer(trained.folder, adapter=adapter)
+    snapshot = load_snapshot(snapshot_folder)
+    report = evaluate_model(trained.folder, scorer, snapshot, Split.TEST)
+    assert report["accuracy"] == pytest.approx(trained.report["accuracy"], abs=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, *adapter.latent_shape(64, 64), generator=generator)
+    latents[1, 0, 0, 0] = float("nan")
+    items = [RewardItem(f"s{i}", "g", "a poster", latents=x) for i, x in enumerate(latents)]
+    items.append(RewardItem("lost", "g", "a poster"))
+    good, bad, other, lost = scorer.score(items)
+    assert bad.value is None
+    assert bad.error == "latents are not finite"
+    assert lost.value is None
+    assert "neither an image nor latents" in lost.error
+    assert set(good.components) == {"aesthetics", "detail"} == set(scorer.spec.components)
+    alone = scorer.score([items[2]])[0]
+    assert alone.value == pytest.approx(other.value, abs=1e-4)
+    assert scorer.score([]) == []
+
+
+def test_a_scorer_on_another_base_is_refused(trained, random_base, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(random_base, other)
+    weights = next((other / "transformer").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="but the base given is"):
+        load_scorer(trained.folder, base=other)
+    with pytest.raises(FileNotFoundError, match="no reward model in"):
+        load_scorer(tmp_path)
+
+
+def test_evaluation_refuses_prompts_of_the_training(trained, random_base, snapshot_folder):
+    scorer = load_scorer(trained.folder, base=random_base)
+    with pytest.raises(LeakError, match="was trained on it"):
+        evaluate_model(trained.folder, scorer, load_snapshot(snapshot_folder), Split.TRAIN)
+
+
+def test_a_leak_is_refused(snapshot_folder):
+    snapshot = load_snapshot(snapshot_folder)
+    first, *rest = snapshot.prompts
+    test = next(prompt for prompt in rest if prompt.split == Split.TEST)
+    leaked = Prompt(id="leak", text=test.text.upper() + "!", split=Split.TRAIN)
+    object.__setattr__(snapshot, "prompts", (first, *rest, leaked))
+    with pytest.raises(LeakError, match="a prompt may be in one split only"):
+        divide(snapshot, Split.TEST, 0.15, 0)
+
+
+def test_the_development_part_never_meets_the_held_out_one(snapshot_folder):
+    snapshot = load_snapshot(snapshot_folder)
+    for held_out in (Split.TEST, Split.VALIDATION):
+        parts = divide(snapshot, held_out, 0.15, 0)
+        ids = [
+            {candidates.prompt.id for candidates in part}
+            for part in (parts.train, parts.development, parts.held_out)
+        ]
+        assert all(ids)
+        assert sum(map(len, ids)) == len(set.union(*ids))
+    assert {s.prompt.split for s in parts.development} == {Split.TRAIN}
+
+
+def test_sets_gather_what_all_annotators_said_of_the_same_candidates(snapshot_folder):
+    snapshot = load_snapshot(snapshot_folder)
+    sets = candidate_sets(snapshot)
+    assert len(sets) == 48
+    assert sum(len(candidates.judgements) for candidates in sets) == len(snapshot.picks)
+    picks = {pick.id: pick for pick in snapshot.picks}
+    for candidates in sets:
+        for judgement in candidates.judgements:
+            pick = picks[judgement.pick_id]
+            task = snapshot.task_of[pick.task_id]
+            assert candidates.candidate_ids[judgement.best] == task.candidate_ids[pick.win]
+            assert candidates.candidate_ids[judgement.worst] == task.candidate_ids[pick.lose]
+
+
+def test_each_pick_is_scored_by_the_head_that_it_asked():
+    def judgement(question, best, worst):
+        return Judgement("p", "t", "ada", question, best, worst)
+
+    prompt = Prompt(id="p", text="p")
+    sets = [
+        CandidateSet(prompt, ("a", "b"), (judgement(Question.DETAIL, 0, 1),)),
+        CandidateSet(
+            prompt,
+            ("c", "d", "e"),
+            (judgement(Question.AESTHETICS, 2, 0), judgement(Question.DETAIL, None, None)),
+        ),
+    ]
+    rows = to_dataset(sets, ("aesthetics", "detail", "overall"), keep_ties=True)
+    bank = {
+        name: Features(torch.zeros(4, 2), torch.zeros(1, 2), torch.zeros(1)) for name in "abcde"
+    }
+    batch = SetCollator(bank)(list(rows))
+    assert batch["members"].tolist() == [[0, 1, 0], [2, 3, 4], [2, 3, 4]]
+    assert batch["mask"].tolist() == [[True, True, False], [True] * 3, [True] * 3]
+    logits = torch.zeros(5, 2, 3, requires_grad=True)
+    result = preference_loss(logits, batch, centring_weight=0.0)
+    log2, log6 = torch.tensor([2.0, 6.0]).log().tolist()
+    for member in result.nll.tolist():
+        assert member == pytest.approx([log2, log6, 0.0])
+    result.loss.backward()
+    touched = logits.grad.abs().sum(dim=1) > 1e-6
+    assert touched.tolist() == [
+        [False, True, False],
+        [False, True, False],
+        [True, False, False],
+        [True, False, False],
+        [True, False, False],
+    ]
+    assert len(to_dataset(sets, ("detail", "overall"), keep_ties=False)) == 1
