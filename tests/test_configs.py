@@ -11,12 +11,13 @@ from align.config import DPOConfig, GenerateConfig, GRPOConfig, SFTConfig
 from align.pretrain.config import PretrainConfig
 from annotate.settings import Config, ConfigError, configs_folder, dump_config, load_config
 from annotate.web.config import ServeConfig
-from rewards.config import RewardModelConfig
+from rewards.config import RewardTrainConfig
 
 CONFIGS = configs_folder()
 KINDS: dict[str, type[Config]] = {
     "annotate": ServeConfig,
-    "rewards": RewardModelConfig,
+    "rewards": RewardTrainConfig,
+    "reward": RewardTrainConfig,
     "pretrain": PretrainConfig,
     "generate": GenerateConfig,
     "sft": SFTConfig,

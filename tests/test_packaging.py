@@ -104,10 +104,10 @@ def test_the_constraints_pin_every_requirement_within_its_bounds():
 
 def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shipped = find_config("configs/accelerate/ddp.yaml")
-    assert shipped == configs_folder() / "accelerate/ddp.yaml"
-    own = tmp_path / "configs/accelerate/ddp.yaml"
+    shipped = find_config("configs/accelerate/ddp_cpu.yaml")
+    assert shipped == configs_folder() / "accelerate/ddp_cpu.yaml"
+    own = tmp_path / "configs/accelerate/ddp_cpu.yaml"
     own.parent.mkdir(parents=True)
     own.touch()
-    assert find_config("configs/accelerate/ddp.yaml").resolve() == own
+    assert find_config("configs/accelerate/ddp_cpu.yaml").resolve() == own
     assert find_config("configs/none.yaml") == Path("configs/none.yaml")
