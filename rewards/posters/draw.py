@@ -18,7 +18,7 @@ from rewards.posters.spec import BACKGROUNDS, COLORS, MARKS, RGB, PosterSpec
 
 DESIGN = 128
 """Side of the design space in which every coordinate of this module is given."""
-CENTERS = {"left": (33.0, 73.0), "center": (64.0, 73.0), "right": (95.0, 73.0)}
+CENTERS = {"left": (33.0, 74.0), "center": (64.0, 74.0), "right": (95.0, 74.0)}
 RADIUS = 21.0
 HEADLINE_BOX = (16.0, 12.0, 112.0, 44.0)
 BUTTON_BOX = (38.0, 101.0, 90.0, 117.0)
@@ -143,7 +143,7 @@ class _Canvas:
         self.image = Image.new("RGB", (4 * size, 4 * size), ground)
         self.pen = ImageDraw.Draw(self.image)
 
-    def _xy(self, points):  # noqa: ANN001, ANN202
+    def _xy(self, points):
         return [(x * self.scale, y * self.scale) for x, y in points]
 
     def rectangle(self, box: tuple[float, float, float, float], fill: RGB) -> None:
