@@ -1,0 +1,1 @@
+"""Makes the tiny Qwen-Image: autoencoder, then flow matching in a four-stage curriculum."""

@@ -1,0 +1,47 @@
+"""The whole pretraining: autoencoder, curriculum, and the pipeline folder that ships."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from diffusers import QwenImagePipeline
+
+from align.mmdit.adapters.qwen_image import QwenImageAdapter
+from align.pretrain.autoencoder import train_autoencoder
+from align.pretrain.config import PretrainConfig
+from align.pretrain.curriculum import train_curriculum
+from align.tiny_model import build_random_pipeline
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Run what is missing of the pretraining and write the pipeline to ``config.output`` in bf16.
+
+    Every part resumes from ``config.run``; a finished one is skipped.
+    """
+    config.run.mkdir(parents=True, exist_ok=True)
+    start = build_random_pipeline(config.run / "untrained", config.seed)
+    adapter = QwenImageAdapter.from_pretrained(start)
+    assert adapter.vae is not None
+    fast = config.bf16 and torch.backends.mkldnn.is_available() and _has_bf16()
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=fast)
+    adapter.vae.requires_grad_(True)
+    train_autoencoder(
+        adapter.vae, config.autoencoder, config.run, config.seed, config.save_every, autocast
+    )
+    adapter.vae.requires_grad_(False)
+    train_curriculum(adapter, config, autocast)
+    _export(adapter, start, config)
+
+
+def _has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def _export(adapter: QwenImageAdapter, start, config: PretrainConfig) -> None:
+    pipeline = QwenImagePipeline.from_pretrained(start)
+    pipeline.register_modules(
+        transformer=adapter.transformer, vae=adapter.vae, text_encoder=adapter.text_encoder
+    )
+    pipeline.to(torch.bfloat16)
+    pipeline.save_pretrained(config.output)
