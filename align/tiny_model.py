@@ -41,8 +41,9 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 TEMPLATE_PREFIX = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, "
-    "text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n"
 )
 """What `QwenImagePipeline` puts before a prompt and then drops as `TEMPLATE_TOKENS` tokens."""
 TEMPLATE_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"

@@ -37,7 +37,7 @@ class StageConfig(Config):
     size: int = Field(gt=0, multiple_of=16)
     """Side of the images, pixels."""
     text: Literal["none", "marks", "glyphs", "layouts"]
-    """What may stand on a poster: nothing; marks; Latin and Chinese words; also frames and bands."""
+    """What may stand on a poster: nothing; marks; also words; also frames and bands."""
     min_quality: float = Field(ge=1, le=5)
     """No poster of a lower quality score (1-5) enters."""
     perfect_share: float = Field(ge=0, le=1)

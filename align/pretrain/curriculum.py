@@ -73,7 +73,8 @@ def train_curriculum(
     Resumes from ``config.run``; writes metrics.jsonl and a preview grid per checkpoint there.
     """
     transformer, text_encoder = adapter.transformer, adapter.text_encoder
-    assert transformer is not None and text_encoder is not None
+    assert transformer is not None
+    assert text_encoder is not None
     frozen = adapter.dead_modules(transformer)
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
