@@ -109,13 +109,15 @@ class Drawer:
             device=str(self.device),
             versions=self.versions,
         )
-        identity = json.dumps(
-            [cell.prompt.id, generation.model_dump(exclude={"device", "versions", "model"})]
-        )
+        image_sha256 = hashlib.sha256(png).hexdigest()
+        # The image is part of it: another machine or batch may draw the same cell with other last
+        # bits, and a store takes no second content under one id.
+        recipe = generation.model_dump(exclude={"device", "versions", "model"})
+        identity = json.dumps([cell.prompt.id, recipe, image_sha256])
         return Candidate(
             id=hashlib.sha256(identity.encode()).hexdigest()[:24],
             prompt_id=cell.prompt.id,
-            image_sha256=hashlib.sha256(png).hexdigest(),
+            image_sha256=image_sha256,
             width=config.width,
             height=config.height,
             generation=generation,
