@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import secrets
 import socket
@@ -102,4 +103,6 @@ def _serve(store: PreferenceStore, config: ServeConfig, listener: socket.socket)
     if config.host not in LOOPBACK and not config.public_url:
         print("Others can reach it without TLS: passwords cross the network in the clear.")
     print("Ctrl+C stops it.", flush=True)
-    server.run(sockets=[listener])
+    # uvicorn ends its work in order and then passes the interrupt on: here it is no fault.
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])

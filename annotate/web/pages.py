@@ -26,11 +26,14 @@ _GRADIO_POLICY = (
 )
 _HEAD = """
 <link rel="icon" href="/static/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/static/tokens.css">
-<link rel="stylesheet" href="/static/{sheet}.css">
+{sheets}
 <script type="module" src="/static/js/theme.js"></script>
 """
-_SHEETS = {"/annotate": "canvas", "/review": "review"}
+# In the order of the cascade: what adapts to narrow screens comes last.
+_SHEETS = {
+    "/annotate": ("tokens", "canvas", "top", "stage", "dialogs", "narrow"),
+    "/review": ("tokens", "review"),
+}
 # Cards for social networks with addresses elsewhere, and a manifest that is not served.
 _UNWANTED = re.compile(
     rb'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="manifest"[^>]*>'
@@ -88,7 +91,8 @@ def _rewrite(start: Message, body: bytes, root: str) -> bytes:
     if not Headers(raw=start["headers"]).get("content-type", "").startswith("text/html"):
         return body
     nonce = secrets.token_urlsafe(16)
-    head = _HEAD.format(sheet=_SHEETS[root]).encode()
+    sheets = [f'<link rel="stylesheet" href="/static/{name}.css">' for name in _SHEETS[root]]
+    head = _HEAD.format(sheets="\n".join(sheets)).encode()
     body = _UNWANTED.sub(b"", body).replace(b"</head>", head + b"</head>", 1)
     body = body.replace(b"<script", f'<script nonce="{nonce}"'.encode())
     headers = MutableHeaders(scope=start)

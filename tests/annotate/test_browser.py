@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from browser_tools import Recorder, Watch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from web_studio import PASSWORD, make_studio, secrets_of
 
@@ -44,25 +45,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PreferenceStore]
         yield store
 
 
-class Recorder:
-    """ASGI middleware that keeps every byte the server sends, uncompressed, headers included."""
-
-    def __init__(self, app):
-        self.app = app
-        self.sent: list[bytes] = []
-
-    async def __call__(self, scope, receive, send):
-        async def record(message):
-            self.sent += [b": ".join(header) for header in message.get("headers", [])]
-            self.sent.append(message.get("body", b""))
-            await send(message)
-
-        if scope["type"] == "http":
-            headers = [h for h in scope["headers"] if h[0] != b"accept-encoding"]
-            scope = {**scope, "headers": headers}
-        await self.app(scope, receive, record)
-
-
 @pytest.fixture(scope="module")
 def recorder(store: PreferenceStore) -> Recorder:
     return Recorder(create_app(store))
@@ -82,27 +64,6 @@ def url(recorder: Recorder) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(timeout=20)
-
-
-class Watch:
-    """Notes what a page asks for, gets and complains about."""
-
-    def __init__(self, page: Page):
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda message: (
-                self.complaints.append(message.text) if message.type == "error" else None
-            ),
-        )
-
-    def assert_quiet(self, url: str) -> None:
-        assert self.complaints == []
-        foreign = [r for r in self.requests if not r.startswith((url, "data:", "blob:"))]
-        assert foreign == []
 
 
 def open_page(browser: Browser, url: str, name: str, **options) -> tuple[Page, Watch]:

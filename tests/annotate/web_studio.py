@@ -8,6 +8,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -25,6 +27,8 @@ PEOPLE = {
     "eva": "engineer",
     "ada": "admin",
 }
+HOST = "http://testserver"
+SAME_ORIGIN = {"Origin": HOST, "Sec-Fetch-Site": "same-origin"}
 MODEL = "acme-diffusion-v9"
 SEED = "918273645"
 SAMPLER = "zigzag-sampler"
@@ -114,3 +118,10 @@ def secrets_of(store: PreferenceStore) -> list[str]:
     hashes = [candidate.image_sha256 for candidate in candidates]
     ids = [candidate.id for candidate in candidates]
     return [MODEL, SEED, SAMPLER, TEXT_CHUNK, "5" * 64, "winsome.db", *hashes, *ids]
+
+
+def sign_in(app: FastAPI, name: str) -> TestClient:
+    client = TestClient(app, base_url=HOST, headers=SAME_ORIGIN, follow_redirects=False)
+    answer = client.post("/login", data={"name": name, "password": PASSWORD})
+    assert answer.status_code == 303, answer.text
+    return client

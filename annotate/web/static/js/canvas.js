@@ -5,6 +5,7 @@
 
 import { ApiError, Outbox, call, newKey } from "./api.js";
 import { Clock } from "./clock.js";
+import { Banner, Connection } from "./connection.js";
 import { Dialogs } from "./dialogs.js";
 import { Grid, letterOf } from "./grid.js";
 import { currentLanguage, setLanguage, t, translate } from "./i18n.js";
@@ -12,10 +13,10 @@ import { actionOf, isForeign } from "./keys.js";
 import { EMPTY, isComplete, isSame, markAll, markBest, markWorst, press } from "./pick.js";
 import { Settings } from "./settings.js";
 import { switchTheme } from "./theme.js";
+import { Zoom } from "./zoom.js";
 
 const HEARTBEAT_MS = 60_000;
 const EMPTY_POLL_MS = 20_000;
-const RETRY_MS = [2_000, 5_000, 10_000, 30_000];
 
 class Canvas {
   constructor(root) {
@@ -28,9 +29,8 @@ class Canvas {
     this.history = [];
     this.notice = null;
     this.loaded = false;
-    this.busy = false;
-    this.pointer = { x: -1, y: -1 };
     this.clock = new Clock();
+    this.zoom = new Zoom(root, this.grid, () => this.clock.noteZoom());
   }
 
   find(selector) {
@@ -43,6 +43,8 @@ class Canvas {
     this.find(".ws-user").textContent = this.me.name;
     this.find(".ws-review").hidden = !this.me.may_review;
     this.outbox = new Outbox(this.me.id);
+    this.banner = new Banner(this.root);
+    this.connection = new Connection(this.banner, this.outbox, () => this.refreshSubmit());
     this.applySettings();
     this.listen();
     if (this.outbox.pending) await this.send(this.outbox.pending);
@@ -51,41 +53,10 @@ class Canvas {
 
   listen() {
     document.addEventListener("keydown", (event) => this.onKey(event));
-    document.addEventListener("keyup", (event) => {
-      if (event.code === "Space") this.endZoom();
-    });
-    window.addEventListener("blur", () => this.endZoom());
-    document.addEventListener("pointermove", (event) => {
-      this.pointer = { x: event.clientX, y: event.clientY };
-      if (this.root.dataset.zoom !== undefined) this.grid.zoom(event.clientX, event.clientY);
-    });
     this.root.addEventListener("click", (event) => this.onClick(event));
-    this.listenForHold();
-    window.addEventListener("online", () => this.retryNow?.());
+    this.zoom.listen();
     setInterval(() => this.heartbeat(), HEARTBEAT_MS);
     document.addEventListener("visibilitychange", () => this.heartbeat());
-  }
-
-  // A finger held on a picture enlarges it, as the space bar does.
-  listenForHold() {
-    const stage = this.find(".ws-stage");
-    let timer = null;
-    stage.addEventListener("pointerdown", (event) => {
-      if (event.pointerType === "mouse" || !event.target.closest(".ws-frame")) return;
-      timer = setTimeout(() => {
-        this.beginZoom(event.clientX, event.clientY);
-        this.held = true;
-      }, 350);
-    });
-    for (const name of ["pointerup", "pointercancel"]) {
-      stage.addEventListener(name, () => {
-        clearTimeout(timer);
-        this.endZoom();
-      });
-    }
-    stage.addEventListener("contextmenu", (event) => {
-      if (event.target.closest(".ws-frame")) event.preventDefault();
-    });
   }
 
   // ── input ────────────────────────────────────────────────────────────────────────────────
@@ -108,8 +79,8 @@ class Canvas {
     const card = event.target.closest(".ws-card");
     const position = card ? this.grid.cards.indexOf(card) : -1;
     if (frame) {
-      if (this.held) this.held = false;
-      else if (!frame.querySelector(".ws-broken").hidden) this.loadImages();
+      if (this.zoom.fingerHeld) return; // a held finger enlarges, it does not choose
+      if (!frame.querySelector(".ws-broken").hidden) this.loadImages();
       else this.act({ name: event.shiftKey ? "worst" : "press", position });
     } else if (button?.matches(".ws-mark-best")) this.act({ name: "best", position });
     else if (button?.matches(".ws-mark-worst")) this.act({ name: "worst", position });
@@ -118,7 +89,7 @@ class Canvas {
     else if (button?.matches(".ws-theme")) switchTheme();
     else if (button?.matches(".ws-help")) this.dialogs.showKeys();
     else if (button?.matches(".ws-more")) this.togglePrompt();
-    else if (button?.matches(".ws-banner-action, .ws-blank-action")) this.onAction?.();
+    else if (button?.matches(".ws-blank-action")) this.next();
     else if (button?.matches(".ws-logout")) this.logout();
     // After a mouse click, Enter means "submit" again and not "click that once more".
     if (button && event.detail > 0) button.blur();
@@ -127,9 +98,9 @@ class Canvas {
   act({ name, position, key }) {
     if (name === "help") return this.dialogs.showKeys();
     if (name === "undo") return this.undo();
-    if (!this.task || this.busy) return undefined;
+    if (!this.task || this.connection.busy) return undefined;
     if (name === "focus") return this.grid.moveFocus(key);
-    if (name === "zoom") return this.beginZoom(this.pointer.x, this.pointer.y);
+    if (name === "zoom") return this.zoom.begin();
     if (name === "submit") return this.submit();
     if (name === "skip") return this.sendOutcome("skip");
     if (name === "flag") return this.flag();
@@ -181,10 +152,10 @@ class Canvas {
   }
 
   refreshSubmit() {
-    const ready = Boolean(this.task) && this.loaded && !this.busy && isComplete(this.pick);
+    const ready = Boolean(this.task) && this.loaded && !this.connection.busy && isComplete(this.pick);
     this.find(".ws-submit").disabled = !ready;
     for (const name of ["all_bad", "all_equal", "skip", "flag"]) {
-      this.find(`[data-action="${name}"]`).disabled = !this.task || this.busy;
+      this.find(`[data-action="${name}"]`).disabled = !this.task || this.connection.busy;
     }
   }
 
@@ -203,7 +174,7 @@ class Canvas {
   // ── one task after another ───────────────────────────────────────────────────────────────
 
   async next() {
-    await this.attempt(() => call("claim", {}), (answer) => this.receive(answer));
+    await this.connection.attempt(() => call("claim", {}), (answer) => this.receive(answer));
   }
 
   /** Goes on with the server's answer; `notice` names what the status line says of the last one. */
@@ -289,9 +260,7 @@ class Canvas {
     this.find(".ws-blank").hidden = false;
     this.find(".ws-blank-title").textContent = t(title);
     this.find(".ws-blank-text").textContent = t(text);
-    const action = this.find(".ws-blank-action");
-    action.textContent = t("blank.look");
-    this.onAction = () => this.next();
+    this.find(".ws-blank-action").textContent = t("blank.look");
     this.history = [];
     this.setPick(EMPTY);
     this.say(this.notice ? t(this.notice) : "");
@@ -329,7 +298,7 @@ class Canvas {
   }
 
   async send(body) {
-    await this.attempt(
+    await this.connection.attempt(
       () => call("submit", body),
       async (answer) => {
         this.outbox.clear();
@@ -338,21 +307,19 @@ class Canvas {
       (error) => {
         // The server understood and refused: sending it again cannot help.
         this.outbox.clear();
-        this.banner(t("banner.refused", { reason: error.message }), t("banner.next"), () => {
-          this.hideBanner();
-          this.next();
-        });
+        const text = t("banner.refused", { reason: error.message });
+        this.banner.show(text, t("banner.next"), () => this.next());
       },
     );
   }
 
   async undo() {
-    if (this.busy) return;
+    if (this.connection.busy) return;
     if (this.task && this.history.length > 0) {
       this.setPick(this.history.pop());
       return;
     }
-    await this.attempt(
+    await this.connection.attempt(
       () => call("undo", {}),
       async (answer) => {
         if (answer.task) await this.receive(answer, "status.undone");
@@ -361,63 +328,8 @@ class Canvas {
     );
   }
 
-  /** Runs a request; on a fault of the connection it holds the page and tries again. */
-  async attempt(request, onAnswer, onRefusal = null) {
-    this.busy = true;
-    this.refreshSubmit();
-    for (let tries = 0; ; tries += 1) {
-      try {
-        const answer = await request();
-        this.busy = false;
-        this.hideBanner();
-        await onAnswer(answer);
-        return;
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
-        if (error.status === 401) return this.askToSignIn();
-        if (!error.isTemporary) {
-          this.busy = false;
-          this.refreshSubmit();
-          if (onRefusal) onRefusal(error);
-          else this.banner(error.message, t("banner.reload"), () => location.reload());
-          return;
-        }
-        await this.waitToRetry(tries);
-      }
-    }
-  }
-
-  waitToRetry(tries) {
-    const text = this.outbox.pending ? "banner.unsaved" : "banner.offline";
-    return new Promise((resolve) => {
-      const timer = setTimeout(() => this.retryNow(), RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]);
-      this.retryNow = () => {
-        clearTimeout(timer);
-        this.retryNow = null;
-        resolve();
-      };
-      this.banner(t(text), t("banner.retry"), () => this.retryNow?.());
-    });
-  }
-
-  askToSignIn() {
-    const text = this.outbox.pending ? "banner.signed_out_unsaved" : "banner.signed_out";
-    this.banner(t(text), t("banner.sign_in"), () => location.assign("/login?next=/annotate"));
-  }
-
-  banner(text, action, onAction) {
-    this.find(".ws-banner").hidden = false;
-    this.find(".ws-banner-text").textContent = text;
-    this.find(".ws-banner-action").textContent = action;
-    this.onAction = onAction;
-  }
-
-  hideBanner() {
-    this.find(".ws-banner").hidden = true;
-  }
-
   async heartbeat() {
-    if (!this.task || this.busy || document.visibilityState !== "visible") return;
+    if (!this.task || this.connection.busy || document.visibilityState !== "visible") return;
     const { task } = this;
     try {
       await call("heartbeat", {
@@ -426,24 +338,12 @@ class Canvas {
       });
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) this.askToSignIn();
+      if (error.status === 401) this.connection.askToSignIn();
       // Anything else shows itself, with its remedy, when the pick is sent.
     }
   }
 
   // ── the annotator's own settings ─────────────────────────────────────────────────────────
-
-  beginZoom(x, y) {
-    this.root.dataset.zoom = "";
-    this.clock.noteZoom();
-    this.grid.zoom(x, y);
-  }
-
-  endZoom() {
-    if (this.root.dataset.zoom === undefined) return;
-    delete this.root.dataset.zoom;
-    this.grid.endZoom();
-  }
 
   applySettings() {
     if (this.settings.get("crisp")) this.root.dataset.crisp = "";
