@@ -31,7 +31,7 @@ def test_the_import_contracts_hold():
         ("annotate/records.py", "import sqlalchemy", "what travels to a training node"),
         ("rewards/losses.py", "import align.policy", "rewards enters align through the model room"),
         ("rewards/base.py", "import annotate.tables", "know annotate by its records"),
-        ("align/mmdit/flow.py", "import align.sampling", "the model room stands under"),
+        ("align/mmdit/flow.py", "import align.sampling", "inside align, the model room"),
         ("align/objectives/base.py", "import annotate.tables", "knows annotate by its records"),
         ("rewards/posters/designers.py", "import rewards.posters.ruler", "the ruler is read by"),
         ("rewards/posters/draw.py", "import torch", "the poster world needs"),
@@ -39,16 +39,16 @@ def test_the_import_contracts_hold():
 )
 def test_a_forbidden_import_breaks_its_contract(tmp_path, path, line, contract):
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=lambda folder, names: [
-            name for name in names
-            if not (Path(folder, name).is_dir() or name.endswith(".py")) or name == "__pycache__"
-        ])  # fmt: skip
+        for source in (ROOT / package).rglob("*.py"):
+            target = tmp_path / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     module = tmp_path / path
     module.write_text(module.read_text(encoding="utf-8") + f"\n{line}\n", encoding="utf-8")
     done = lint_imports(tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
-    broken = [text for text in done.stdout.splitlines() if text.endswith("BROKEN")]
+    broken = [text for text in done.stdout.splitlines() if " BROKEN" in text]
     assert any(contract in text for text in broken), done.stdout
 
 
@@ -65,12 +65,7 @@ def test_the_poster_world_needs_numpy_and_pillow_alone():
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"{{name}} is not installed", name=name)
-
-sys.meta_path.insert(0, Absent())
+sys.modules.update(dict.fromkeys({absent!r}))  # None: not installed
 for root in {roots!r}:
     package = importlib.import_module(root)
     for module in pkgutil.walk_packages(package.__path__, root + "."):
@@ -97,6 +92,6 @@ for root in {roots!r}:
     ],
 )
 def test_a_package_imports_without_the_other_sides_libraries(roots, absent, skipped):
-    program = IMPORT_ALL.format(roots=roots, absent=set(absent), skipped=skipped)
+    program = IMPORT_ALL.format(roots=roots, absent=absent, skipped=skipped)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
