@@ -52,7 +52,7 @@ def measure_circle(args: argparse.Namespace) -> None:
         for seed in args.seeds:
             out = Path(folder) / f"seed{seed}"
             subprocess.run(
-                [sys.executable, "-m", "align.cli", "demo", "--seed", str(seed), "--out", str(out)],
+                [sys.executable, "-m", "align.cli", "demo", "--seed", str(seed), f"folder={out}"],
                 check=True,
             )
             reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from align.config import DPOConfig, GenerateConfig, GRPOConfig, SFTConfig
+from align.demo.config import DemoConfig
 from align.pretrain.config import PretrainConfig
 from annotate.settings import (
     Config,
@@ -26,6 +27,7 @@ KINDS: dict[str, type[Config]] = {
     "rewards": RewardTrainConfig,
     "reward": RewardTrainConfig,
     "pretrain": PretrainConfig,
+    "demo": DemoConfig,
     "generate": GenerateConfig,
     "sft": SFTConfig,
     "dpo": DPOConfig,
