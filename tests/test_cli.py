@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -58,7 +59,7 @@ def test_overview_names_every_command_with_its_line():
     text = cli.overview()
     for name in cli.COMMANDS:
         help_line = cli.load_command(name).HELP
-        assert "\n" not in help_line
+        assert re.fullmatch(r"[A-Z].*\.", help_line), f"{help_line!r} is no sentence on one line"
         assert f"  {name} " in text
         assert help_line in text
 

@@ -7,7 +7,7 @@ import argparse
 from align.commands import add_config_arguments, print_result
 from align.config import DPOConfig, load_config
 
-HELP = "Diffusion-DPO on a snapshot's picks, or on a JSONL of image pairs"
+HELP = "Diffusion-DPO on a snapshot's picks, or on a JSONL of image pairs."
 EXAMPLE = "winsome dpo configs/tiny/dpo.yaml data.path=runs/demo/snapshot"
 
 

@@ -8,7 +8,7 @@ import os
 from align.commands import add_config_arguments
 from align.config import GenerateConfig, load_config
 
-HELP = "draw candidates for prompts: resumable, by several processes"
+HELP = "Draw candidates for prompts: resumable, by several processes."
 EXAMPLE = "winsome generate configs/tiny/generate.yaml prompts=my_prompts.txt --processes 2"
 
 

@@ -7,7 +7,7 @@ import argparse
 from align.commands import add_config_arguments, print_result
 from align.config import GRPOConfig, load_config
 
-HELP = "Flow-GRPO against a reward model that has passed its gate"
+HELP = "Flow-GRPO against a reward model that has passed its gate."
 EXAMPLE = "winsome grpo configs/tiny/grpo.yaml reward.min_accuracy=0.7"
 
 

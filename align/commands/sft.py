@@ -7,7 +7,7 @@ import argparse
 from align.commands import add_config_arguments, print_result
 from align.config import SFTConfig, load_config
 
-HELP = "supervised fine-tuning on good images, with a held-out loss"
+HELP = "Supervised fine-tuning on good images, with a held-out loss."
 EXAMPLE = "winsome sft configs/tiny/sft.yaml max_steps=50"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from annotate.records import Split
 
-HELP = "train a reward model on designers' picks, and measure one"
+HELP = "Train a reward model on designers' picks, and measure one."
 EXAMPLE = "winsome reward train configs/tiny/reward.yaml seed=1"
 
 
