@@ -202,6 +202,13 @@ class AssignmentRow(Base):
             sqlite_where=text("state IN ('open', 'leased')"),
             postgresql_where=text("state IN ('open', 'leased')"),
         ),
+        # What progress counts.
+        Index(
+            "ix_assignment_open",
+            "task_id",
+            sqlite_where=text("state = 'open'"),
+            postgresql_where=text("state = 'open'"),
+        ),
         Index(
             "uq_assignment_one_lease",
             "annotator_id",

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import exists, func, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
@@ -28,8 +29,9 @@ from annotate.tables import (
 
 LEASE = timedelta(minutes=15)
 
-# Written as text so that both planners see the predicate of the partial index ix_assignment_queue.
+# Written as text so that both planners see the predicates of the partial indexes.
 _IN_QUEUE = text("assignment.state IN ('open', 'leased')")
+_IS_OPEN = text("assignment.state = 'open'")
 
 
 class WorkStore(MediaStore, ResultStore):
@@ -56,7 +58,8 @@ class WorkStore(MediaStore, ResultStore):
                 return None
             if held:
                 held.lease_until = now + self.lease
-            return self._describe_claim(session, assignment_id, user_id)
+            shown = self._show(session, assignment_id, user_id)
+        return Claim(**shown, progress=self.progress(user_id))
 
     def heartbeat(
         self, user_id: int, assignment_id: int, lease_token: str, now: datetime | None = None
@@ -159,12 +162,36 @@ class WorkStore(MediaStore, ResultStore):
             slot.lease_until = now + self.lease
             slot.opened_at = now
             session.flush()
-            return self._describe_claim(session, slot.id, user_id)
+            shown = self._show(session, slot.id, user_id)
+        return Claim(**shown, progress=self.progress(user_id))
 
     def progress(self, user_id: int) -> Progress:
         """How far the user is."""
+        held = (
+            select(AssignmentRow.state, func.count())
+            .where(AssignmentRow.annotator_id == user_id)
+            .group_by(AssignmentRow.state)
+        )
+        open_tasks = select(AssignmentRow.task_id).where(_IS_OPEN).group_by(AssignmentRow.task_id)
+        mine = aliased(AssignmentRow)
+        # Counted apart, each by its index: one query with NOT EXISTS takes 25 times as long.
+        open_but_mine = (
+            select(AssignmentRow.task_id)
+            .join(mine, mine.task_id == AssignmentRow.task_id)
+            .where(_IS_OPEN, mine.annotator_id == user_id)
+            .group_by(AssignmentRow.task_id)
+        )
         with self._read() as session:
-            return self._progress(session, user_id)
+            counts = dict(session.execute(held).all())
+            n_open, n_mine = (
+                session.scalars(select(func.count()).select_from(query.subquery())).one()
+                for query in (open_tasks, open_but_mine)
+            )
+        return Progress(
+            done=counts.get("done", 0),
+            skipped=counts.get("skipped", 0),
+            remaining=n_open - n_mine + counts.get("leased", 0),
+        )
 
     def _take_next(self, session: Session, user_id: int, now: datetime) -> int | None:
         """Lease the first slot of the queue that this user may have; its id, or None."""
@@ -297,7 +324,8 @@ class WorkStore(MediaStore, ResultStore):
             telemetry=submission.telemetry,
         )
 
-    def _describe_claim(self, session: Session, assignment_id: int, user_id: int) -> Claim:
+    def _show(self, session: Session, assignment_id: int, user_id: int) -> dict[str, Any]:
+        """What a `Claim` says of a leased slot, all but the progress: that takes no write lock."""
         slot = session.get_one(AssignmentRow, assignment_id, populate_existing=True)
         task = session.get_one(TaskRow, slot.task_id)
         prompt = session.get_one(PromptRow, task.prompt_id)
@@ -307,46 +335,20 @@ class WorkStore(MediaStore, ResultStore):
             .where(TaskCandidateRow.task_id == task.id)
             .order_by(TaskCandidateRow.ordinal)
         ).all()
-        order, lease_until = slot.display_order, slot.lease_until
+        order = slot.display_order
         assert order is not None
-        assert lease_until is not None
-        return Claim(
-            assignment_id=slot.id,
-            task_id=task.id,
-            lease_token=self._lease_token(user_id, slot.id, slot.attempt),
-            lease_until=lease_until,
-            prompt=prompt.text,
-            lang=prompt.lang,
-            question=Question(task.question),
-            display_order=tuple(order),
-            media=tuple(self._shown_token(user_id, task.id, ordinal) for ordinal in order),
-            sizes=tuple((sizes[ordinal][0], sizes[ordinal][1]) for ordinal in order),
-            progress=self._progress(session, user_id),
-        )
-
-    def _progress(self, session: Session, user_id: int) -> Progress:
-        mine = aliased(AssignmentRow)
-        counts = dict(
-            session.execute(
-                select(AssignmentRow.state, func.count())
-                .where(AssignmentRow.annotator_id == user_id)
-                .group_by(AssignmentRow.state)
-            ).all()
-        )
-        open_to_me = session.scalar(
-            select(func.count(func.distinct(AssignmentRow.task_id))).where(
-                _IN_QUEUE,
-                AssignmentRow.state == "open",
-                ~exists().where(
-                    mine.task_id == AssignmentRow.task_id, mine.annotator_id == user_id
-                ),
-            )
-        )
-        return Progress(
-            done=counts.get("done", 0),
-            skipped=counts.get("skipped", 0),
-            remaining=(open_to_me or 0) + counts.get("leased", 0),
-        )
+        return {
+            "assignment_id": slot.id,
+            "task_id": task.id,
+            "lease_token": self._lease_token(user_id, slot.id, slot.attempt),
+            "lease_until": slot.lease_until,
+            "prompt": prompt.text,
+            "lang": prompt.lang,
+            "question": Question(task.question),
+            "display_order": tuple(order),
+            "media": tuple(self._shown_token(user_id, task.id, ordinal) for ordinal in order),
+            "sizes": tuple((sizes[ordinal][0], sizes[ordinal][1]) for ordinal in order),
+        }
 
     def _stored_pick(self, session: Session, row: PickRow) -> StoredPick:
         name = session.get_one(UserRow, row.annotator_id).name_norm

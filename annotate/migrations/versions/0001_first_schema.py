@@ -181,6 +181,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('open', 'leased')"),
     )
     op.create_index(
+        "ix_assignment_open",
+        "assignment",
+        ["task_id"],
+        unique=False,
+        sqlite_where=sa.text("state = 'open'"),
+        postgresql_where=sa.text("state = 'open'"),
+    )
+    op.create_index(
         "uq_assignment_one_lease",
         "assignment",
         ["annotator_id"],
