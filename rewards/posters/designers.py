@@ -39,7 +39,7 @@ class Designer:
     """One simulated annotator."""
 
     name: str
-    taste: dict[str, float]
+    taste: dict[Criterion, float]
     """Weight of each criterion when the whole is asked for."""
     noise: float
     """Standard deviation of a judgement, in units of the scores, which span about 0 to 1."""
@@ -56,37 +56,37 @@ class Designer:
         question: Criterion,
         rng: np.random.Generator,
     ) -> Judgement:
-        """Pick the best and the worst of ``images`` on ``question``."""
+        """Look at ``images`` and pick the best and the worst of them on ``question``."""
+        return self.choose([self.impressions(image, spec)[question] for image in images], rng)
+
+    def choose(self, values: Sequence[float], rng: np.random.Generator) -> Judgement:
+        """Pick by impressions, each disturbed by the designer's noise."""
         if rng.random() < self.skip_rate:
             return Judgement("skip")
-        values = np.array([self.impression(image, spec, question) for image in images])
-        felt = values + rng.normal(0.0, self.noise, len(values))
-        if values.max() < 0.08:
+        felt = np.array(values) + rng.normal(0.0, self.noise, len(values))
+        if max(values) < 0.08:
             return Judgement("all_bad")
         if felt.max() - felt.min() < 0.5 * self.noise:
             return Judgement("all_equal")
         return Judgement("picked", int(felt.argmax()), int(felt.argmin()))
 
-    def impression(self, image: Image.Image, spec: PosterSpec, question: Criterion) -> float:
-        """How well the designer likes one image, before noise; higher is better."""
+    def impressions(self, image: Image.Image, spec: PosterSpec) -> dict[Criterion, float]:
+        """How well the designer likes an image on each question, before noise; 1 is flawless."""
         image = image.convert("RGB")
         if image.size != (DESIGN, DESIGN):
             image = image.resize((DESIGN, DESIGN), Image.Resampling.BICUBIC)
         seen, meant = self._see(np.asarray(image)), self._see(perfect(spec))
-        if question != "overall":
-            return self._measure(seen, meant, question)
-        parts = [w * self._measure(seen, meant, c) for c, w in self.taste.items()]
-        return sum(parts) / sum(self.taste.values())
+        parts: dict[Criterion, float] = {
+            "aesthetics": self._calm(seen, meant),
+            "instruction": self._likeness(seen, meant),
+            "detail": self._bite(seen, meant),
+        }
+        total = sum(self.taste.values())
+        overall = sum(weight * parts[name] for name, weight in self.taste.items()) / total
+        return {"overall": overall, **parts}
 
     def _see(self, pixels: np.ndarray) -> np.ndarray:
         return (pixels.astype(np.float32) / 255.0) @ self.eyes.T.astype(np.float32)
-
-    def _measure(self, seen: np.ndarray, meant: np.ndarray, criterion: str) -> float:
-        if criterion == "instruction":
-            return self._likeness(seen, meant)
-        if criterion == "detail":
-            return self._bite(seen, meant)
-        return self._calm(seen, meant)
 
     def _likeness(self, seen: np.ndarray, meant: np.ndarray) -> float:
         """Thumbnails of 16 x 16 held side by side, and of the headline at twice that."""

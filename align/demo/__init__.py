@@ -1,0 +1,1 @@
+"""The whole circle on one machine, with simulated designers: ``winsome demo``."""

@@ -1,0 +1,356 @@
+"""The circle, step by step: the main job on embedded defaults.
+
+    references ─► SFT ─► candidates ─► designers' picks ─► snapshot ─► reward model
+                   │                                          │             │
+                   ├──────────────► Diffusion-DPO ◄───────────┘             │
+                   │                     └──────► Flow-GRPO ◄───────────────┘
+                   └─ continued (control)            └─► blind A/B tasks, ruler, report
+
+Every step leaves its result in the folder and resumes there, so a demo that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from align.config import (
+    DPOConfig,
+    GenerateConfig,
+    GRPOConfig,
+    SFTConfig,
+    load_config,
+    resolve_model,
+)
+from align.demo.config import DemoConfig
+from align.demo.report import write_report
+from align.demo.studio import (
+    CRITERION_QUESTIONS,
+    Workplace,
+    add_content,
+    candidates_by_prompt,
+    make_prompts,
+    read_candidates,
+    write_prompts,
+    write_references,
+)
+from align.evaluation import Interval, Readings, compare, interval, measure, ruler_sha256
+from align.generate import generate
+from align.metrics import read_metrics
+from align.offline import train_dpo, train_sft
+from align.online import train_grpo
+from align.run import RunResult
+from annotate.records import Outcome, Pick, Prompt, Question, Run, Snapshot, Split
+from annotate.settings import dump_config
+from annotate.settings import load_config as load_settings
+from annotate.snapshot import cut_snapshot
+from annotate.store import PreferenceStore
+from rewards.config import RewardTrainConfig
+from rewards.train import RewardResult, train_reward
+
+MODELS = ("base", "sft", "sft_continued", "dpo", "grpo")
+
+
+def run_demo(config: DemoConfig) -> Path:
+    """Run the circle in ``config.folder``; returns the path of the HTML report.
+
+    A folder that holds a demo of other settings is moved aside, never overwritten.
+    """
+    started = time.monotonic()
+    folder = _claim(config)
+    circle = Circle(config, folder)
+    circle.fine_tune()
+    circle.fill_studio()
+    snapshot = circle.label()
+    reward = circle.train_reward()
+    circle.align()
+    evaluation = circle.evaluate()
+    circle.leave_open_tasks()
+    report = {
+        "seed": config.seed,
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(cpu_seconds(), 1),
+        "peak_rss_gib": round(peak_rss_gib(), 3),
+        "ruler_sha256": ruler_sha256(),
+        "snapshot_digest": snapshot.digest,
+        "picks": len(snapshot.picks),
+        "reward_model": reward.report,
+        **evaluation,
+    }
+    path = write_report(folder, config, report, circle.runs)
+    circle.store.close()
+    return path
+
+
+class Circle:
+    """The steps of the demo, in the order in which `run_demo` calls them."""
+
+    def __init__(self, config: DemoConfig, folder: Path):
+        self.config, self.folder = config, folder
+        self.store = PreferenceStore.open(folder / "studio")
+        self.workplace = Workplace(self.store, config.seed)
+        self.prompts = {
+            Split.TRAIN: make_prompts(config.train_prompts, Split.TRAIN, config.seed),
+            Split.VALIDATION: make_prompts(
+                config.validation_prompts, Split.VALIDATION, config.seed
+            ),
+            Split.TEST: make_prompts(config.test_prompts, Split.TEST, config.seed),
+        }
+        self.runs: dict[str, RunResult] = {}
+        # bfloat16 is the faster half only where the processor multiplies in it.
+        self.precision = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+    def fine_tune(self) -> None:
+        """SFT of the base on the references scored 4.8 and more, until its loss stops falling."""
+        references = write_references(self.folder / "references", self.config)
+        config = self._settings(
+            SFTConfig, "sft", model=self.config.model, **{"data.path": references}
+        )
+        self._keep("sft", train_sft(config), config)
+
+    def fill_studio(self) -> None:
+        """Candidates of the fine-tuned model and their tasks: each criterion, and the whole."""
+        asked = [*self.prompts[Split.TRAIN], *self.prompts[Split.VALIDATION]]
+        folder = self._draw("candidates", self.runs["sft"].export, asked, self.config.candidates)
+        add_content(self.store, asked, folder)
+        groups = candidates_by_prompt(read_candidates(folder))
+        held_out = {p.id for p in self.prompts[Split.VALIDATION]}
+        for question in (*CRITERION_QUESTIONS, Question.OVERALL):
+            for overlap, own in ((1, False), (3, True)):
+                chosen = {key: ids for key, ids in groups.items() if (key in held_out) is own}
+                self.store.add_tasks(chosen, question, overlap, seed=self.config.seed)
+        self.workplace.know(asked)
+
+    def label(self) -> Snapshot:
+        """The designers pick; the snapshot is cut."""
+        say(f"{self.workplace.label_everything()} picks by {len(self.workplace.designers)} people")
+        return cut_snapshot(self.store, self.folder / "snapshot", kinds=["standard"])
+
+    def train_reward(self) -> RewardResult:
+        config = load_settings(
+            RewardTrainConfig,
+            "configs/tiny/reward.yaml",
+            [
+                f"snapshot={self.folder / 'snapshot'}",
+                f"base={self.config.model}",
+                f"output_dir={self.folder / 'reward'}",
+                f"seed={self.config.seed}",
+                "held_out=validation",
+            ],
+        )
+        result = train_reward(config)
+        report = result.report
+        say(f"reward model: held-out accuracy {report['accuracy']:.3f}")
+        self._register("reward", result.folder, config.model_dump(mode="json"), {})
+        return result
+
+    def align(self) -> None:
+        """DPO from the SFT model, GRPO from the DPO model, and SFT for as many steps more."""
+        dpo = self._settings(
+            DPOConfig,
+            "dpo",
+            model=self.runs["sft"].export,
+            **{"data.path": self.folder / "snapshot"},
+        )
+        self._keep("dpo", train_dpo(dpo), dpo)
+        grpo = self._settings(
+            GRPOConfig,
+            "grpo",
+            model=self.runs["dpo"].export,
+            prompts=write_prompts(self.folder / "grpo-prompts.jsonl", self.prompts[Split.TRAIN]),
+            **{"reward.path": self.folder / "reward", "reward.base": self.config.model},
+        )
+        self._keep("grpo", train_grpo(grpo), grpo)
+        control = self._settings(
+            SFTConfig,
+            "sft",
+            name="sft_continued",
+            model=self.runs["sft"].export,
+            max_steps=self.runs["dpo"].steps + self.runs["grpo"].steps,
+            **{"data.path": self.folder / "references" / "references.jsonl"},
+            **{"validation.patience": 0},
+        )
+        self._keep("sft_continued", train_sft(control), control)
+
+    def evaluate(self) -> dict[str, Any]:
+        """All models on the held-out prompts and the same noise, by the ruler and by designers."""
+        models = {"base": resolve_model(self.config.model)}
+        models |= {name: str(self.runs[name].export) for name in MODELS[1:]}
+        prompts = self.prompts[Split.TEST]
+        readings: dict[str, Readings] = {}
+        for name, model in models.items():
+            folder = self._draw(f"evaluation/{name}", model, prompts, self.config.test_images)
+            readings[name] = measure(prompts, read_candidates(folder), folder / "images")
+            say(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in readings[name].means().items()))
+        baselines = {name: readings[name] for name in ("sft", "sft_continued")}
+        compared = {
+            name: compare(readings[name], baselines, self.config.seed) for name in ("dpo", "grpo")
+        }
+        criteria = {name: _with_intervals(r, self.config.seed) for name, r in readings.items()}
+        return {
+            "criteria": {
+                name: readings[name].means() for name in MODELS if name != "sft_continued"
+            },
+            "sft_continued": readings["sft_continued"].means(),
+            "criteria_intervals": criteria,
+            "gain_over_sft": {
+                k: {"mean": c["gain"].value, **_bounds(c["gain"])} for k, c in compared.items()
+            },
+            "gain_by_criterion": {
+                k: {n: asdict(i) for n, i in c["criteria"].items()} for k, c in compared.items()
+            },
+            "headroom_closed": {k: c["headroom_closed"] for k, c in compared.items()},
+            "win_rate": asdict(self._win_rate("grpo", "sft")),
+        }
+
+    def leave_open_tasks(self) -> None:
+        """Tasks for a person, and the runs to look at, for ``winsome serve``."""
+        folder = self.folder / "candidates"
+        groups = candidates_by_prompt(read_candidates(folder))
+        chosen = dict(list(groups.items())[: self.config.open_tasks])
+        self.store.add_tasks(chosen, Question.OVERALL, 1, kind="open", seed=self.config.seed + 1)
+
+    def _win_rate(self, ours: str, theirs: str) -> Interval:
+        """How often designers blindly prefer ``ours``; a tie counts half, prompts are clusters."""
+        prompts = self.prompts[Split.TEST]
+        self.workplace.know(prompts)
+        first: dict[str, dict[str, str]] = {}
+        for name in (ours, theirs):
+            folder = self.folder / "evaluation" / name
+            add_content(self.store, prompts, folder)
+            groups = candidates_by_prompt(read_candidates(folder))
+            first[name] = {prompt_id: ids[0] for prompt_id, ids in groups.items()}
+        tasks = self.store.add_tasks(
+            {p.id: [first[ours][p.id], first[theirs][p.id]] for p in prompts},
+            Question.OVERALL,
+            len(self.workplace.designers),
+            kind="blind-ab",
+            seed=self.config.seed,
+        )
+        self.workplace.label_everything()
+        _, _, _, picks = self.store.labelled(kinds=["blind-ab"])
+        task_of = {task.id: task for task in tasks}
+        won: dict[str, list[float]] = {}
+        for pick in picks:
+            task = task_of[pick.task_id]
+            value = _share_won(pick, task.candidate_ids.index(first[ours][task.prompt_id]))
+            if value is not None:
+                won.setdefault(task.prompt_id, []).append(value)
+        rates = list(won.values())
+        return interval(
+            lambda rows: float(np.mean([v for i in rows for v in rates[i]])),
+            len(rates),
+            self.config.seed,
+        )
+
+    def _draw(self, name: str, model: str | Path, prompts: list[Prompt], count: int) -> Path:
+        folder = self.folder / name
+        generate(
+            GenerateConfig(
+                model=str(model),
+                prompts=write_prompts(folder.with_name(f"{folder.name}-prompts.jsonl"), prompts),
+                output_dir=folder,
+                candidates=count,
+                seed=self.config.seed,
+                num_steps=self.config.num_steps,
+                batch_size=50,
+            )
+        )
+        return folder
+
+    def _settings(self, cls: Any, kind: str, name: str | None = None, **changes: Any) -> Any:
+        """A config of configs/tiny with this demo's paths and seed."""
+        fixed = {
+            "output_dir": self.folder / (name or kind),
+            "seed": self.config.seed,
+            "mixed_precision": self.precision,
+            "trackers": "[]",
+        }
+        overrides = [f"{key}={value}" for key, value in {**fixed, **changes}.items()]
+        return load_config(cls, f"configs/tiny/{kind}.yaml", overrides)
+
+    def _keep(self, name: str, result: RunResult, config: Any) -> None:
+        self.runs[name] = result
+        say(f"{name}: {result.steps} steps")
+        self._register(name, result.folder, config.model_dump(mode="json"), result.metrics)
+
+    def _register(
+        self, name: str, folder: Path, config: dict[str, Any], metrics: dict[str, float]
+    ) -> None:
+        digests = [entry.digest for entry in self.store.snapshots()]
+        self.store.add_run(
+            Run(
+                id=f"demo-{self.config.seed}-{name}",
+                kind="sft" if name == "sft_continued" else name,
+                folder=str(folder.resolve()),
+                snapshot_digest=digests[0] if digests and not name.startswith("sft") else None,
+                config=config,
+                status="finished",
+                metrics={k: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
+            )
+        )
+
+
+def _share_won(pick: Pick, ordinal: int) -> float | None:
+    if pick.outcome == Outcome.PICKED:
+        return float(pick.win == ordinal)
+    return 0.5 if pick.outcome == Outcome.ALL_EQUAL else None
+
+
+def _bounds(figure: Interval) -> dict[str, float]:
+    return {"ci_low": figure.ci_low, "ci_high": figure.ci_high}
+
+
+def _with_intervals(readings: Readings, seed: int) -> dict[str, dict[str, float]]:
+    rows = readings.by_prompt()
+    names = (*readings.means(),)
+    columns = [*rows.T, rows.mean(axis=1)]
+    return {
+        name: asdict(interval(lambda i, c=column: float(c[i].mean()), len(rows), seed))
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
+def _claim(config: DemoConfig) -> Path:
+    """The demo's folder, with its settings written in; another demo's is moved aside."""
+    folder, text = config.folder, dump_config(config)
+    settings = folder / "demo.yaml"
+    if settings.is_file() and settings.read_text(encoding="utf-8") != text:
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        say(f"another demo was in {folder}; it is in {aside} now")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(text, encoding="utf-8")
+    return folder
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of its children that have ended."""
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        total += usage.ru_utime + usage.ru_stime
+    return total
+
+
+def peak_rss_gib() -> float:
+    """Largest resident size of this process or of one child, GiB."""
+    usages = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return max(usage.ru_maxrss for usage in usages) * unit / 2**30
+
+
+def say(text: str) -> None:
+    print(f"[demo] {text}", flush=True)
+
+
+__all__ = ["Circle", "cpu_seconds", "peak_rss_gib", "read_metrics", "run_demo"]
