@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from annotate.migrations import upgrade
+from annotate.migrations import head_revision, upgrade
 from annotate.store import PreferenceStore
+from annotate.tables import Base
 
 ENGINES = ("sqlite", "postgresql")
 
@@ -94,34 +95,45 @@ def postgres_server() -> Iterator[str]:
 
 
 class Databases:
-    """New databases on a PostgreSQL server, made from one whose schema is up to date."""
+    """Databases on a PostgreSQL server; those with the schema are emptied and used again."""
 
     def __init__(self, server: str):
         self.server = make_url(server)
         self.admin = create_engine(server, isolation_level="AUTOCOMMIT")
         self.names: list[str] = []
-        self.migrated = self._create("template1")
-        engine = create_engine(self.url(self.migrated))
-        upgrade(engine)
-        engine.dispose()
+        self.free: list[str] = []
 
-    def url(self, name: str) -> str:
+    def create(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"winsome_test_{uuid.uuid4().hex[:12]}"
+        self._execute(f"CREATE DATABASE {name}")
+        self.names.append(name)
         return self.server.set(database=name).render_as_string(hide_password=False)
 
-    def make(self, empty: bool) -> str:
-        """The URL of a new database; its schema is there unless it shall be ``empty``."""
-        return self.url(self._create("template1" if empty else self.migrated))
+    def borrow(self) -> str:
+        """The URL of a database with the schema and no rows."""
+        if self.free:
+            return self.free.pop()
+        url = self.create()
+        engine = create_engine(url)
+        upgrade(engine)
+        engine.dispose()
+        return url
+
+    def give_back(self, url: str) -> None:
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+            connection.execute(text("DELETE FROM alembic_version"))
+            head = {"head": head_revision()}
+            connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), head)
+        engine.dispose()
+        self.free.append(url)
 
     def drop_all(self) -> None:
         for name in self.names:
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
-        self.admin.dispose()
-
-    def _create(self, template: str) -> str:
-        name = f"winsome_test_{uuid.uuid4().hex[:12]}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        self.names.append(name)
-        return name
 
     def _execute(self, statement: str) -> None:
         with self.admin.connect() as connection:
@@ -132,23 +144,29 @@ class Databases:
 def databases(postgres_server: str) -> Iterator[Databases]:
     databases = Databases(postgres_server)
     yield databases
-    databases.admin.dispose()
     if "TEST_DATABASE_URL" in os.environ:  # any other server goes away as a whole
         databases.drop_all()
+    databases.admin.dispose()
 
 
 @pytest.fixture
-def make_place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Place]:
+def make_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Place]]:
     """Makes places for stores: ``make_place("sqlite")``, ``make_place("postgresql")``."""
+    borrowed: list[str] = []
 
     def make(engine: str, empty: bool = False) -> Place:
         folder = tmp_path / f"studio-{uuid.uuid4().hex[:12]}"
         if engine == "sqlite":
             return Place(str(folder), str(folder / "images"))
         databases = request.getfixturevalue("databases")
-        return Place(databases.make(empty), str(folder / "images"))
+        if empty:
+            return Place(databases.create(), str(folder / "images"))
+        borrowed.append(databases.borrow())
+        return Place(borrowed[-1], str(folder / "images"))
 
-    return make
+    yield make
+    for url in borrowed:
+        request.getfixturevalue("databases").give_back(url)
 
 
 @pytest.fixture(params=ENGINES)
