@@ -157,8 +157,14 @@ class Engine:
 
     @property
     def _zero_stage(self) -> int:
+        return self._deepspeed["zero_optimization"]["stage"] if self.is_deepspeed else 0
+
+    @property
+    def _deepspeed(self) -> dict[str, Any]:
+        """DeepSpeed's settings, to be changed in place before anything is prepared."""
         plugin = self.accelerator.state.deepspeed_plugin
-        return plugin.deepspeed_config["zero_optimization"]["stage"] if self.is_deepspeed else 0
+        assert plugin is not None
+        return plugin.deepspeed_config
 
     @property
     def num_trained(self) -> int:
@@ -192,8 +198,7 @@ class Engine:
         )
         self.accelerator.gradient_accumulation_steps = accumulation
         if self.is_deepspeed:
-            plugin = self.accelerator.state.deepspeed_plugin
-            plugin.deepspeed_config.update(
+            self._deepspeed.update(
                 gradient_accumulation_steps=accumulation,
                 train_micro_batch_size_per_gpu=micro_batch_size,
                 gradient_clipping=optimizer_config.max_grad_norm,

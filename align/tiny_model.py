@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -79,7 +80,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 640) -> Qwen2Toke
     )
     tokenizer.train_from_iterator(corpus, trainer)
     vocab = tokenizer.get_vocab()
-    merges = _merges(tokenizer)
+    merges: Any = _merges(tokenizer)  # tuples, which its annotation leaves out
     result = Qwen2Tokenizer(
         vocab=vocab,
         merges=merges,
@@ -159,7 +160,9 @@ def build_vae(base_dim: int = 16) -> AutoencoderKLQwenImage:
 
 def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     """An untrained Qwen2.5-VL of width 128, two layers."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids: dict[str, Any] = {
+        token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS
+    }
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

@@ -10,8 +10,9 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -36,9 +37,10 @@ PREVIEW_PROMPTS = (
 class WeightAverage:
     """Exponential moving average of parameters, warmed up as (1 + n) / (10 + n)."""
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float):
-        self.parameters, self.decay, self.updates = parameters, decay, 0
-        self.averages = [p.detach().clone() for p in parameters]
+    def __init__(self, parameters: Iterable[Tensor], decay: float):
+        self.parameters: list[Tensor] = list(parameters)
+        self.decay, self.updates = decay, 0
+        self.averages = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -161,6 +163,8 @@ class _StageTrainer:
         autocast: Callable[[], torch.autocast],
     ):
         self.adapter, self.config, self.stage = adapter, config, stage
+        assert adapter.transformer is not None
+        self.transformer = adapter.transformer
         self.parameters, self.optimizer, self.autocast = parameters, optimizer, autocast
         self.latents, self.captions = encoded_pool(adapter, config, stage)
         self.mu = adapter.mu(stage.size, stage.size)
@@ -181,7 +185,7 @@ class _StageTrainer:
         with self.autocast():
             cond = self.adapter.encode_prompts(prompts)
             x_t = flow.interpolate(x_0, noise, sigma)
-            velocity = self.adapter.velocity(self.adapter.transformer, x_t, sigma, cond)
+            velocity = self.adapter.velocity(self.transformer, x_t, sigma, cond)
         loss = flow.velocity_error(velocity, x_0, noise).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
@@ -214,7 +218,7 @@ def encoded_pool(
 
 
 @torch.no_grad()
-def preview(adapter: QwenImageAdapter, path: Path, size: int) -> None:
+def preview(adapter: Any, path: Path, size: int) -> None:
     """Draw the preview prompts with two noises each as one grid."""
     prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in range(2)]
     shape = adapter.latent_shape(size, size)
