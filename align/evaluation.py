@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,16 +77,20 @@ def interval(figure: Callable[[NDArray[np.int64]], float], count: int, seed: int
     return Interval(figure(np.arange(count)), float(low), float(high))
 
 
-def compare(
-    model: Readings, baselines: Mapping[str, Readings], seed: int
-) -> dict[str, Interval | dict[str, Interval] | float]:
-    """``model`` against the better of ``baselines``.
+class Comparison(TypedDict):
+    """A model against the better of its baselines."""
 
-    Returns ``gain`` (relative gain of the three criteria's mean; the better baseline is chosen
-    again in every bootstrap draw, which favours the baselines), ``criteria`` (paired difference of
-    each criterion to the better baseline) and ``headroom_closed`` (share of what the better
-    baseline lacks to 1).
-    """
+    gain: Interval
+    """Relative gain of the three criteria's mean; the better baseline is chosen again in every
+    bootstrap draw, which favours the baselines."""
+    criteria: dict[str, Interval]
+    """Paired difference of each criterion to the better baseline."""
+    headroom_closed: float
+    """Share of what the better baseline lacks to 1."""
+
+
+def compare(model: Readings, baselines: Mapping[str, Readings], seed: int) -> Comparison:
+    """``model`` against the better of ``baselines``."""
     own = model.by_prompt()
     others = {name: readings.by_prompt() for name, readings in baselines.items()}
 

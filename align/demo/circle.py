@@ -171,7 +171,7 @@ class Circle:
         control = self._settings(
             SFTConfig,
             "sft",
-            name="sft_continued",
+            "sft_continued",
             model=self.runs["sft"].export,
             max_steps=self.runs["dpo"].steps + self.runs["grpo"].steps,
             **{"data.path": self.folder / "references" / "references.jsonl"},
@@ -265,7 +265,7 @@ class Circle:
         )
         return folder
 
-    def _settings(self, cls: Any, kind: str, name: str | None = None, **changes: Any) -> Any:
+    def _settings(self, cls: Any, kind: str, name: str | None = None, /, **changes: Any) -> Any:
         """A config of configs/tiny with this demo's paths and seed."""
         fixed = {
             "output_dir": self.folder / (name or kind),
