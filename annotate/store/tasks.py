@@ -88,6 +88,12 @@ class TaskStore(StoreBase):
                 added += 1
         return added
 
+    def task(self, task_id: str) -> Task:
+        """The task of that id."""
+        with self._read() as session:
+            require_rows(session, TaskRow, [task_id], "task")
+            return load_tasks(session, [task_id])[0]
+
     def tasks(self, kind: str | None = None) -> list[Task]:
         """Every task, or those of one kind, sorted by id."""
         query = select(TaskRow.id)

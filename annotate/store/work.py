@@ -31,6 +31,7 @@ LEASE = timedelta(minutes=15)
 
 # Written as text so that both planners see the predicates of the partial indexes.
 _IN_QUEUE = text("assignment.state IN ('open', 'leased')")
+_MINE = aliased(AssignmentRow)
 _IS_OPEN = text("assignment.state = 'open'")
 
 
@@ -173,12 +174,11 @@ class WorkStore(MediaStore, ResultStore):
             .group_by(AssignmentRow.state)
         )
         open_tasks = select(AssignmentRow.task_id).where(_IS_OPEN).group_by(AssignmentRow.task_id)
-        mine = aliased(AssignmentRow)
         # Counted apart, each by its index: one query with NOT EXISTS takes 25 times as long.
         open_but_mine = (
             select(AssignmentRow.task_id)
-            .join(mine, mine.task_id == AssignmentRow.task_id)
-            .where(_IS_OPEN, mine.annotator_id == user_id)
+            .join(_MINE, _MINE.task_id == AssignmentRow.task_id)
+            .where(_IS_OPEN, _MINE.annotator_id == user_id)
             .group_by(AssignmentRow.task_id)
         )
         with self._read() as session:
@@ -195,7 +195,6 @@ class WorkStore(MediaStore, ResultStore):
 
     def _take_next(self, session: Session, user_id: int, now: datetime) -> int | None:
         """Lease the first slot of the queue that this user may have; its id, or None."""
-        mine = aliased(AssignmentRow)
         free = or_(AssignmentRow.state == "open", AssignmentRow.lease_until < now)
         next_free = (
             select(AssignmentRow.id, AssignmentRow.task_id, TaskRow.n_candidates)
@@ -204,7 +203,7 @@ class WorkStore(MediaStore, ResultStore):
                 _IN_QUEUE,
                 free,
                 ~exists().where(
-                    mine.task_id == AssignmentRow.task_id, mine.annotator_id == user_id
+                    _MINE.task_id == AssignmentRow.task_id, _MINE.annotator_id == user_id
                 ),
             )
             .order_by(AssignmentRow.rank, AssignmentRow.id)

@@ -112,6 +112,9 @@ def test_a_task_does_not_depend_on_how_its_candidates_were_listed(store):
     assert store.add_tasks([("prompt-0", ids[::-1])], question="detail", seed=3) == forwards
     assert store.add_tasks({"prompt-0": ids}, question="detail", seed=4) != forwards
     assert set(forwards[0].candidate_ids) == set(ids)
+    assert store.task(forwards[0].id) == forwards[0]
+    with pytest.raises(NotFoundError, match="no task 'nope'"):
+        store.task("nope")
 
 
 def test_answers_from_elsewhere_take_slots_once(store):
