@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -68,6 +70,29 @@ def test_the_wheel_holds_all_that_the_checkout_tracks(wheel):
 )
 def test_data_files_are_in_the_checkout(pattern):
     assert list(ROOT.glob(pattern))
+
+
+def test_an_installed_wheel_finds_its_configs_and_answers(wheel, tmp_path):
+    installed, elsewhere = tmp_path / "site-packages", tmp_path / "elsewhere"
+    wheel.extractall(installed)
+    elsewhere.mkdir()
+    program = """
+import json, align.cli
+from annotate.settings import configs_folder, load_config
+from rewards.config import RewardTrainConfig
+load_config(RewardTrainConfig, "configs/tiny/reward.yaml")
+print(json.dumps([align.cli.__file__, str(configs_folder())]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        str(installed / "align/cli.py"),
+        str(installed / "annotate/configs"),
+    ]
 
 
 def test_the_command_and_the_licence_are_in_the_wheel(wheel):
