@@ -52,7 +52,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         PartialState(cpu=True)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers),
+        log_with=list(config.trackers) or None,
         project_dir=str(config.output_dir),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )

@@ -1,0 +1,77 @@
+"""Runs trainers that are killed by SIGKILL, each in a process of its own.
+
+The processes are forked before torch has made its threads, so that one import serves all. Usage:
+``killed_run.py DATA MODEL OUT``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from run_data import FirstChannel, dpo_config, grpo_config, sft_config
+
+import align.checkpoint
+from align.engine import Engine
+from align.offline import train_dpo, train_sft
+from align.online import train_grpo
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_step(number: int) -> None:
+    """Die in the middle of an optimizer step: after it, before it is logged."""
+    whole = Engine.train_step
+
+    def train_step(self: Engine, step: int, *args):  # type: ignore[no-untyped-def]
+        metrics = whole(self, step, *args)
+        if step == number:
+            die()
+        return metrics
+
+    Engine.train_step = train_step  # type: ignore[method-assign]
+
+
+def kill_in_write(number: int) -> None:
+    """Die while checkpoint ``number`` is written: its files are there, its name is not yet."""
+    whole, count = align.checkpoint._fsync_tree, 0
+
+    def fsync_tree(folder: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            die()
+        whole(folder)
+
+    align.checkpoint._fsync_tree = fsync_tree
+
+
+def main(data: Path, model: Path, out: Path) -> None:
+    cases: dict[str, Callable[[], object]] = {
+        "sft": lambda: (kill_in_step(8), train_sft(sft_config(data, model, out / "sft"))),
+        "sft-write": lambda: (
+            kill_in_write(2),
+            train_sft(sft_config(data, model, out / "sft-write")),
+        ),
+        "dpo": lambda: (kill_in_step(7), train_dpo(dpo_config(data, model, out / "dpo"))),
+        "grpo": lambda: (
+            kill_in_step(9),
+            train_grpo(grpo_config(data, model, out / "grpo"), FirstChannel()),
+        ),
+    }
+    for name, run in cases.items():
+        child = os.fork()
+        if child == 0:
+            run()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(name, os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
