@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import resource
+import secrets
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -94,7 +95,8 @@ class Circle:
 
     def __init__(self, config: DemoConfig, folder: Path):
         self.config, self.folder = config, folder
-        self.store = PreferenceStore.open(folder / "studio")
+        # A key of its own would give the same picks another digest in every studio.
+        self.store = PreferenceStore.open(folder / "studio", pseudonym_key=f"demo-{config.seed}")
         self.workplace = Workplace(self.store, config.seed)
         self.prompts = {
             Split.TRAIN: make_prompts(config.train_prompts, Split.TRAIN, config.seed),
@@ -143,6 +145,7 @@ class Circle:
                 f"output_dir={self.folder / 'reward'}",
                 f"seed={self.config.seed}",
                 "held_out=validation",
+                *self.config.settings.get("reward", ()),
             ],
         )
         result = train_reward(config)
@@ -211,11 +214,18 @@ class Circle:
         }
 
     def leave_open_tasks(self) -> None:
-        """Tasks for a person, and the runs to look at, for ``winsome serve``."""
+        """Tasks for a person, and an account to label them with, for ``winsome serve``."""
         folder = self.folder / "candidates"
         groups = candidates_by_prompt(read_candidates(folder))
         chosen = dict(list(groups.items())[: self.config.open_tasks])
         self.store.add_tasks(chosen, Question.OVERALL, 1, kind="open", seed=self.config.seed + 1)
+        login = self.folder / "login.txt"
+        if not any(user.role == "admin" for user in self.store.users()):
+            password = secrets.token_urlsafe(9)
+            self.store.add_user("admin", password, role="admin")
+            login.touch(mode=0o600)
+            login.write_text(f"name: admin\npassword: {password}\n", encoding="utf-8")
+        say(f"`make serve` opens the studio; the account is in {login}")
 
     def _win_rate(self, ours: str, theirs: str) -> Interval:
         """How often designers blindly prefer ``ours``; a tie counts half, prompts are clusters."""
@@ -273,7 +283,8 @@ class Circle:
             "mixed_precision": self.precision,
             "trackers": "[]",
         }
-        overrides = [f"{key}={value}" for key, value in {**fixed, **changes}.items()]
+        overrides = list(self.config.settings.get(kind, ()))
+        overrides += [f"{key}={value}" for key, value in {**fixed, **changes}.items()]
         return load_config(cls, f"configs/tiny/{kind}.yaml", overrides)
 
     def _keep(self, name: str, result: RunResult, config: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -33,3 +34,7 @@ class DemoConfig(Config):
     """Tasks left for a person to label."""
     num_steps: int = Field(ge=1)
     """Sampling steps of candidates and of the evaluation."""
+    settings: dict[Literal["sft", "reward", "dpo", "grpo"], tuple[str, ...]] = Field(
+        default_factory=dict
+    )
+    """Overrides ``dotted.key=value`` of the files in configs/tiny that each part trains by."""

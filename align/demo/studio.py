@@ -128,11 +128,14 @@ class Workplace:
             return False
         spec = self.specs[claim.prompt]
         files = [self.store.media(user.id, token).read_bytes() for token in claim.media]
-        # Keyed by what is judged, not by the order of work, which people would not keep either.
+        # Noise follows the image and not its place on the screen, which differs between studios.
+        digests = [hashlib.sha256(png).hexdigest() for png in files]
+        places = sorted(range(len(files)), key=digests.__getitem__)
         key = f"{self.seed}/{designer.name}/{claim.question}/{claim.prompt}"
         rng = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
-        values = [self._impression(designer, png, spec, claim.question) for png in files]
-        judgement = designer.choose(values, rng)
+        judgement = designer.choose(
+            [self._impression(designer, files[i], spec, claim.question) for i in places], rng
+        )
         self.store.submit(
             user.id,
             Submission(
@@ -140,8 +143,8 @@ class Workplace:
                 assignment_id=claim.assignment_id,
                 lease_token=claim.lease_token,
                 outcome=Outcome(judgement.outcome),
-                win_position=judgement.win,
-                lose_position=judgement.lose,
+                win_position=None if judgement.win is None else places[judgement.win],
+                lose_position=None if judgement.lose is None else places[judgement.lose],
             ),
         )
         return True

@@ -166,7 +166,7 @@ class _StageTrainer:
         assert adapter.transformer is not None
         self.transformer = adapter.transformer
         self.parameters, self.optimizer, self.autocast = parameters, optimizer, autocast
-        self.latents, self.captions = encoded_pool(adapter, config, stage)
+        self.latents, self.captions = encoded_pool(adapter, config, stage, autocast)
         self.mu = adapter.mu(stage.size, stage.size)
 
     def step(self, index: int) -> float:
@@ -201,7 +201,10 @@ def _schedule(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def encoded_pool(
-    adapter: QwenImageAdapter, config: PretrainConfig, stage: StageConfig
+    adapter: QwenImageAdapter,
+    config: PretrainConfig,
+    stage: StageConfig,
+    autocast: Callable[[], torch.autocast],
 ) -> tuple[Tensor, list[str]]:
     """Latents ``(N, C, h, w)`` and captions of a stage's posters, kept in the run folder."""
     path = config.run / f"pool-{stage.name}.pt"
@@ -210,7 +213,8 @@ def encoded_pool(
         return held["latents"], held["captions"]
     pool: Pool = draw_pool(stage, config.seed)
     chunks = tqdm(pool.images.split(64), desc=f"encode {stage.name}", leave=False)
-    latents = torch.cat([adapter.encode_images(to_unit(chunk)) for chunk in chunks])
+    with autocast():
+        latents = torch.cat([adapter.encode_images(to_unit(chunk)).float() for chunk in chunks])
     partial = path.with_suffix(".partial")
     torch.save({"latents": latents, "captions": pool.captions}, partial)
     partial.replace(path)

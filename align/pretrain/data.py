@@ -22,6 +22,8 @@ from rewards.posters.spec import (
     random_spec,
 )
 
+CRITERIA = ("aesthetics", "instruction", "detail")
+
 _CONTENT = {
     "none": {"headlines": ("none",), "buttons": ("none",), "layouts": ("plain",)},
     "marks": {"headlines": ("none", *MARKS), "layouts": ("plain",)},
@@ -30,16 +32,18 @@ _CONTENT = {
 }
 
 
-def random_defects(rng: random.Random, min_quality: float) -> dict[str, float]:
+def random_defects(
+    rng: random.Random, min_quality: float, criteria: tuple[str, ...] = CRITERIA
+) -> dict[str, float]:
     """Severities of one to three defects whose quality score is at least ``min_quality``.
 
-    Defects that contradict the caption are left out: pretraining teaches what captions mean.
+    ``criteria`` names what may be harmed. A defect of instruction following contradicts the
+    caption, as captions found beside pictures do at times.
     """
-    harmless = [name for name, criterion in DEFECTS.items() if criterion != "instruction"]
-    budget = (5.0 - min_quality) / 2.0
-    names = rng.sample(harmless, rng.randint(1, 3))
+    choices = [name for name, criterion in DEFECTS.items() if criterion in criteria]
+    names = rng.sample(choices, rng.randint(1, 3))
     shares = [rng.random() for _ in names]
-    total = budget * rng.random()
+    total = (5.0 - min_quality) / 2.0 * rng.uniform(0.3, 1.0)
     severities = {n: min(1.0, total * s / sum(shares)) for n, s in zip(names, shares, strict=True)}
     assert quality_score(severities) >= min_quality - 1e-9
     return severities

@@ -1,0 +1,74 @@
+"""The whole circle in miniature: every step runs, and the report holds what it promises."""
+
+import json
+
+import pytest
+
+from align.demo.circle import run_demo
+from align.demo.config import DemoConfig
+from annotate.records import Question
+from annotate.settings import load_config
+from annotate.store import PreferenceStore
+
+SMALL = [
+    "train_prompts=12", "validation_prompts=10", "test_prompts=10", "test_images=1",
+    "candidates=4", "references=40", "num_steps=4", "open_tasks=3",
+    "settings={sft: [max_steps=4, validation.every=2], reward: [epochs=2], dpo: [max_steps=3],"
+    " grpo: [max_steps=2, prompts_per_step=2, micro_batch_size=16, reward.min_accuracy=0]}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    config = load_config(DemoConfig, "configs/tiny/demo.yaml", [*SMALL, f"folder={folder}"])
+    run_demo(config)
+    return config
+
+
+def test_the_report_has_every_figure(demo):
+    report = json.loads((demo.folder / "report.json").read_text())
+    for key in ("seconds", "cpu_seconds", "seed", "ruler_sha256", "peak_rss_gib"):
+        assert report[key] is not None
+    assert len(report["snapshot_digest"]) == 64
+    for model in ("base", "sft", "dpo", "grpo"):
+        figures = report["criteria"][model]
+        assert figures["mean"] == pytest.approx(
+            sum(figures[k] for k in ("aesthetics", "instruction", "detail")) / 3
+        )
+    better = max(report["criteria"]["sft"]["mean"], report["sft_continued"]["mean"])
+    for model in ("dpo", "grpo"):
+        gain = report["gain_over_sft"][model]
+        assert gain["mean"] == pytest.approx(report["criteria"][model]["mean"] / better - 1)
+        assert gain["ci_low"] <= gain["mean"] <= gain["ci_high"]
+        assert report["headroom_closed"][model] is not None
+    assert 0 <= report["win_rate"]["ci_low"] <= report["win_rate"]["ci_high"] <= 1
+    assert {"accuracy", "ci_low", "ci_high", "ceiling"} <= report["reward_model"].keys()
+
+
+def test_the_page_stands_alone(demo):
+    page = (demo.folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 32
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_studio_has_work_for_a_person_and_the_runs(demo):
+    store = PreferenceStore.open(demo.folder / "studio")
+    claim = store.claim(store.user("admin").id)
+    assert claim is not None
+    assert claim.question == Question.OVERALL
+    assert store.progress(store.user("admin").id).remaining == 3
+    runs = {run.id.rsplit("-", 1)[-1]: run for run in store.runs()}
+    assert {"sft", "sft_continued", "reward", "dpo", "grpo"} <= runs.keys()
+    digest = json.loads((demo.folder / "report.json").read_text())["snapshot_digest"]
+    assert runs["dpo"].snapshot_digest == runs["reward"].snapshot_digest == digest
+    store.close()
+
+
+def test_another_demo_is_moved_aside(demo):
+    marker = demo.folder / "report.json"
+    other = demo.model_copy(update={"seed": 5, "settings": {"sft": ("typo=1",)}})
+    with pytest.raises(ValueError, match="typo"):
+        run_demo(other)
+    assert not marker.exists()
+    assert (demo.folder.with_name("run.1") / "report.json").is_file()
