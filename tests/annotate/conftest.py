@@ -14,28 +14,17 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
+from studio import Place
 
 from annotate.migrations import head_revision, upgrade
 from annotate.store import PreferenceStore
 from annotate.tables import Base
 
 ENGINES = ("sqlite", "postgresql")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a store is: what `PreferenceStore.open` takes."""
-
-    location: str
-    images: str
-
-    def open(self, **options) -> PreferenceStore:
-        return PreferenceStore.open(self.location, images=self.images, **options)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from annotate.records import Candidate, Generation, Prompt, Split, Task
@@ -12,6 +13,17 @@ from annotate.store import Claim, PreferenceStore, Submission, User
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 PASSWORD = "correct horse"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a store is: what `PreferenceStore.open` takes."""
+
+    location: str
+    images: str
+
+    def open(self, **options) -> PreferenceStore:
+        return PreferenceStore.open(self.location, images=self.images, **options)
 
 
 def png(colour: int, size: tuple[int, int] = (8, 6)) -> bytes:

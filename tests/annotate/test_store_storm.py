@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 
-from conftest import Place
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from studio import add_users, answer, fill
+from studio import Place, add_users, answer, fill
 
 from annotate.store import ConflictError, PreferenceStore
 from annotate.tables import AssignmentRow, PickRow
