@@ -57,7 +57,7 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", *arguments], cwd=RESULTS, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
