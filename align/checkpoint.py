@@ -42,7 +42,7 @@ def write_error(path: Path, error: BaseException) -> OSError:
 def _is_write_failure(error: BaseException) -> bool:
     from safetensors import SafetensorError
 
-    if isinstance(error, OSError | SafetensorError):
+    if isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.errno):
         return True
     texts = ("PytorchStreamWriter", "inline_container", "unexpected pos")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

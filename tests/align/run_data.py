@@ -42,7 +42,7 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def sft_config(data: Path, model: Path, output: Path, **changes: Any) -> SFTConfig:
+def sft_config(data: Path, model: Path, output: Path, /, **changes: Any) -> SFTConfig:
     settings = {
         "model": str(model),
         "output_dir": output,
@@ -59,7 +59,7 @@ def sft_config(data: Path, model: Path, output: Path, **changes: Any) -> SFTConf
     return parse_config(SFTConfig, settings | changes)
 
 
-def dpo_config(data: Path, model: Path, output: Path, **changes: Any) -> DPOConfig:
+def dpo_config(data: Path, model: Path, output: Path, /, **changes: Any) -> DPOConfig:
     settings = {
         "model": str(model),
         "output_dir": output,
@@ -75,7 +75,7 @@ def dpo_config(data: Path, model: Path, output: Path, **changes: Any) -> DPOConf
     return parse_config(DPOConfig, settings | changes)
 
 
-def grpo_config(data: Path, model: Path, output: Path, **changes: Any) -> GRPOConfig:
+def grpo_config(data: Path, model: Path, output: Path, /, **changes: Any) -> GRPOConfig:
     settings = {
         "model": str(model),
         "output_dir": output,

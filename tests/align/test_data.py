@@ -1,0 +1,173 @@
+"""Order, rows, images and cached features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from run_data import CAPTIONS, sft_config, write_data
+
+from align.config import JsonlPairsConfig, SFTDataConfig, TimestepConfig
+from align.data.draws import Draws
+from align.data.features import FeatureEncoder
+from align.data.images import ImageFile
+from align.data.order import step_positions
+from align.data.rows import iterate_prompts, read_captioned_images, read_pairs
+from align.engine import Engine, make_accelerator
+from annotate.records import Split
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "data")
+
+
+@pytest.fixture
+def encoder(data, tiny_folder, tmp_path):
+    config = sft_config(data, tiny_folder, tmp_path / "run")
+    engine = Engine(config, make_accelerator(config))
+    return lambda: FeatureEncoder(str(tiny_folder), tmp_path / "cache", engine)
+
+
+# Order --------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_holds_each_sample_once_and_a_step_stands_alone():
+    taken = [p for step in range(1, 8) for p in step_positions(3, 10, 4, step)]
+    assert step_positions(3, 10, 4, 6) == taken[20:24]
+    for epoch in (0, 1):
+        assert sorted(p.item for p in taken if p.epoch == epoch) == list(range(10))
+    assert [p.item for p in taken[:10]] != [p.item for p in taken[10:20]]
+    assert step_positions(4, 10, 10, 1) != step_positions(3, 10, 10, 1)
+
+
+def test_spread_noise_levels_share_out_the_distribution():
+    draws = Draws(seed=0, shape=(1,), mu=0.5, timesteps=TimestepConfig())
+    ids = [f"s{i}" for i in range(500) for _ in range(4)]
+    spread = draws.spread_sigma(ids, [0, 1, 2, 3] * 500, 4)
+    plain = draws.sigma(ids, [0, 1, 2, 3] * 500)
+    assert spread.view(-1, 4).diff(dim=1).gt(0).all()
+    quantiles = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    torch.testing.assert_close(
+        spread.quantile(quantiles), plain.quantile(quantiles), atol=0.03, rtol=0
+    )
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def test_low_scores_are_left_out_and_whole_prompts_are_held_out(data):
+    rows = read_captioned_images(SFTDataConfig(path=data / "sft.jsonl"), fraction=0.25)
+    assert len(rows.train) == 8
+    assert len(rows.validation) == 3
+    prompts = {row.prompt for row in rows.train} | {row.prompt for row in rows.validation}
+    assert CAPTIONS[5] not in prompts
+    assert not {row.prompt for row in rows.train} & {row.prompt for row in rows.validation}
+    everything = SFTDataConfig(path=data / "sft.jsonl", min_score=None)
+    assert len(read_captioned_images(everything, fraction=0.0).train) == 12
+
+
+def test_a_row_may_name_its_split(data, tmp_path):
+    lines = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line.update(
+            chosen=str(data / line["chosen"]),
+            rejected=str(data / line["rejected"]),
+            split="validation" if i < 2 else "train",
+            weight=0.5,
+        )
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_pairs(JsonlPairsConfig(path=path), fraction=0.5)
+    assert [row.prompt for row in rows.validation] == list(CAPTIONS[:2])
+    assert {row.weight for row in rows.train} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no pairs"),
+        ("{not json}\n", "line 1"),
+        ('{"prompt": "a", "chosen": "x.png"}\n', "line 1: rejected: Field required"),
+        ('{"prompt": "a", "chosen": "x.png", "rejected": "y.png"}\n', r"no image at .*x\.png"),
+    ],
+)
+def test_faulty_pairs_name_the_file_and_the_line(tmp_path, content, message):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        read_pairs(JsonlPairsConfig(path=path), fraction=0.0)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file at .*nothing\.jsonl"):
+        read_pairs(JsonlPairsConfig(path=tmp_path / "nothing.jsonl"), fraction=0.0)
+
+
+def test_prompts_come_from_text_and_from_records(tmp_path):
+    text = tmp_path / "prompts.txt"
+    text.write_text("one\n\n two \none\n红色\n", encoding="utf-8")
+    prompts = list(iterate_prompts(text))
+    assert [(p.text, p.lang) for p in prompts] == [("one", "en"), ("two", "en"), ("红色", "zh")]
+    assert len({p.id for p in prompts}) == 3
+    records = tmp_path / "prompts.jsonl"
+    records.write_text(
+        '{"id": "a", "text": "A"}\n{"id": "b", "text": "B", "split": "test"}\n', encoding="utf-8"
+    )
+    assert [p.id for p in iterate_prompts(records, [Split.TRAIN])] == ["a"]
+    records.write_text('{"id": "a", "text": "A"}\n{"id": "a", "text": "B"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="'a' stands twice"):
+        list(iterate_prompts(records))
+
+
+# Features -----------------------------------------------------------------------------------------
+
+
+def test_cached_features_are_those_of_the_encoders_and_are_encoded_once(
+    data, encoder, adapter, monkeypatch
+):
+    images = [ImageFile(data / f"images/{i}.png") for i in (0, 1, 0)]
+    prompts = [CAPTIONS[0], "red", CAPTIONS[1]]
+    resolution = SFTDataConfig(path=data / "sft.jsonl", height=32, width=32)
+    features = encoder().encode(images, prompts, resolution)
+    with torch.no_grad():
+        latents = adapter.encode_images(torch.stack([i.load(resolution) for i in images]))
+        cond = adapter.encode_prompts(prompts)
+    torch.testing.assert_close(features.latents(images), latents, atol=1e-5, rtol=0)
+    found = features.conditioning(prompts)
+    torch.testing.assert_close(found.mask, cond.mask)
+    torch.testing.assert_close(found.prompt_embeds, cond.prompt_embeds, atol=1e-5, rtol=0)
+    assert features.conditioning(["red", "red"]).mask is None
+
+    def fail(*args):
+        raise AssertionError("an encoder was loaded though everything is in the cache")
+
+    again = encoder()
+    monkeypatch.setattr(FeatureEncoder, "_encode_images", fail)
+    monkeypatch.setattr(FeatureEncoder, "_encode_prompts", fail)
+    assert torch.equal(again.encode(images, prompts, resolution).latents(images), latents)
+
+
+def test_a_corrupt_image_and_a_truncated_one_are_named(data, encoder, tmp_path):
+    whole = (data / "images/0.png").read_bytes()
+    for content in (b"not an image", whole[: len(whole) // 2]):
+        path = tmp_path / "broken.png"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+            encoder().encode([ImageFile(path)], [])
+
+
+def test_images_of_different_sizes_are_named(data, encoder, tmp_path):
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (64, 32)).save(path)
+    files = [ImageFile(data / "images/0.png"), ImageFile(path)]
+    with pytest.raises(
+        ValueError, match=r"different sizes: .*0\.png is 32 x 32, .*wide\.png is 64"
+    ):
+        encoder().encode(files, [])
+    fitted = SFTDataConfig(path=path, height=32, width=32)
+    assert encoder().encode(files, [], fitted).latents(files).shape[0] == 2

@@ -1,0 +1,117 @@
+"""Two processes over gloo, under DDP and under ZeRO-3, against one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from launched_runs import DPO, GRPO
+from run_data import FirstChannel, dpo_config, grpo_config, losses, sft_config, write_data
+
+from align.checkpoint import read_json
+from align.offline import train_dpo, train_sft
+from align.online import train_grpo
+from annotate.settings import configs_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "data")
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of launched_runs.py in this one process."""
+    out = tmp_path_factory.mktemp("alone")
+    train_sft(sft_config(data, tiny_folder, out / "sft"))
+    train_dpo(dpo_config(data, tiny_folder, out / "dpo", **DPO))
+    train_grpo(grpo_config(data, tiny_folder, out / "grpo", **GRPO), FirstChannel())
+    return out
+
+
+@pytest.fixture(scope="module", params=["ddp", "zero3"])
+def launched(
+    request: pytest.FixtureRequest,
+    data: Path,
+    tiny_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    out = tmp_path_factory.mktemp(request.param)
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", configs_folder() / f"accelerate/{request.param}_cpu.yaml"),
+        *("--main_process_port", "0"),
+        *(Path(__file__).with_name("launched_runs.py"), data, tiny_folder, out),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+    }
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for step, row in expected.items():
+        assert found[step].keys() == row.keys()
+        for name in ("loss", "validation/loss", "grad_norm", "reward"):
+            if name in row:
+                assert found[step][name] == pytest.approx(row[name], abs=tolerance), (step, name)
+
+
+def test_two_processes_follow_one(launched, alone):
+    for name in ("sft", "dpo", "grpo"):
+        info = read_json(launched / name / "run.json")
+        assert info["processes"] == 2
+        assert_close(losses(launched / name), losses(alone / name))
+    assert len(losses(launched / "sft")) == 11
+
+
+def test_a_continued_run_gives_the_same_numbers(launched):
+    assert losses(launched / "continued") == losses(launched / "sft")
+    assert read_json(launched / "continued" / "run.json")["attempts"] == 2
+
+
+def test_each_saves_a_pipeline_that_draws(launched, alone, tiny_folder):
+    """The averaged weights of one process within rounding, and stock diffusers draws with them."""
+
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return DiffusionPipeline.from_pretrained(folder).transformer.state_dict()
+
+    found, expected = weights(launched / "sft" / "final"), weights(alone / "sft" / "final")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
+    pipeline = DiffusionPipeline.from_pretrained(launched / "sft" / "final")
+    pipeline.set_progress_bar_config(disable=True)
+    assert list(draw(pipeline).getdata()) != list(draw_base(tiny_folder).getdata())
+    pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+    pipeline.load_lora_weights(launched / "dpo" / "final")
+    assert pipeline.get_list_adapters()["transformer"]
+
+
+def draw(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        "a red circle",
+        num_inference_steps=2,
+        height=32,
+        width=32,
+        true_cfg_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+
+
+def draw_base(folder: Path):
+    return draw(DiffusionPipeline.from_pretrained(folder))

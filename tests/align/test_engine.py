@@ -1,0 +1,97 @@
+"""One optimizer step, its batches, its average, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from run_data import losses, sft_config, write_data
+
+from align.config import EMAConfig, OptimizerConfig
+from align.ema import ShardedEMA
+from align.engine import BatchPlan, learning_rate
+from align.offline import train_sft
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "data")
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    config = OptimizerConfig(lr=1.0, warmup_steps=4, schedule="linear")
+    rates = [learning_rate(config, step, 8) for step in range(1, 9)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.8, 0.6, 0.4, 0.2])
+    cosine = config.model_copy(update={"schedule": "cosine"})
+    assert learning_rate(cosine, 6, 7) == pytest.approx(0.5)
+    constant = OptimizerConfig(lr=1.0)
+    assert learning_rate(constant, 1, 8) == learning_rate(constant, 8, 8) == 1.0
+
+
+def test_a_batch_is_shared_out_without_rest():
+    plans = [BatchPlan.make(12, 3, processes=2, rank=rank) for rank in (0, 1)]
+    assert [plan.accumulation for plan in plans] == [2, 2]
+    parts = [part for plan in plans for part in plan.split(range(12))]
+    assert [list(part) for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    with pytest.raises(ValueError, match="batch_size 12 cannot be shared by 5"):
+        BatchPlan.make(12, None, processes=5, rank=0)
+    with pytest.raises(ValueError, match="micro_batch_size 4 does not divide the 6"):
+        BatchPlan.make(12, 4, processes=2, rank=0)
+
+
+def test_eight_by_one_is_one_by_eight(data, tiny_folder, tmp_path):
+    """The average, the clipping and the caption dropout included."""
+    shared = {"batch_size": 8, "max_steps": 4, "save_every": 0, "validation": {"every": 0}}
+    train_sft(sft_config(data, tiny_folder, tmp_path / "one", **shared))
+    train_sft(sft_config(data, tiny_folder, tmp_path / "eight", micro_batch_size=1, **shared))
+    one, eight = losses(tmp_path / "one"), losses(tmp_path / "eight")
+    for step in range(1, 5):
+        assert eight[step] == pytest.approx(one[step], abs=1e-5)
+
+
+def test_the_average_is_that_of_the_formula_and_is_put_off_again():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    ema = ShardedEMA({"weight": weight}, EMAConfig(decay=0.9, warmup=False))
+    for value in (1.0, 2.0):
+        weight.data.fill_(value)
+        ema.update()
+    with ema.applied():
+        assert weight.tolist() == pytest.approx([0.29, 0.29])
+    assert weight.tolist() == [2.0, 2.0]
+    other = ShardedEMA({"weight": weight}, EMAConfig(decay=0.9, warmup=False))
+    other.load_state_dict(ema.state_dict())
+    with other.applied():
+        assert weight.tolist() == pytest.approx([0.29, 0.29])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    data, tiny_folder, tmp_path
+):
+    config = sft_config(
+        data,
+        tiny_folder,
+        tmp_path / "run",
+        optimizer={"lr": 1e30, "max_grad_norm": 0},
+        save_every=1,
+        ema=None,
+        validation={"every": 0},
+    )
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step 2 \(lr 1e\+30\)"):
+        train_sft(config)
+    kept = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert kept == ["step-00000001"]
+
+
+def test_bf16_training_follows_float32(data, tiny_folder, tmp_path):
+    shared = {"max_steps": 3, "save_every": 0, "validation": {"every": 0}}
+    train_sft(sft_config(data, tiny_folder, tmp_path / "fp32", **shared))
+    config = sft_config(
+        data, tiny_folder, tmp_path / "bf16", mixed_precision="bf16",
+        gradient_checkpointing=True, **shared,
+    )  # fmt: skip
+    train_sft(config)
+    full, half = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
+    for step in full:
+        assert half[step]["loss"] == pytest.approx(full[step]["loss"], rel=0.02)
+        assert half[step]["loss"] != full[step]["loss"]

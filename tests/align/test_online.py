@@ -1,0 +1,182 @@
+"""Flow-GRPO: rollouts, rewards, and what it refuses to start on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_data import FirstChannel, dpo_config, grpo_config, losses, write_data
+
+from align.checkpoint import read_json
+from align.config import RolloutConfig
+from align.online import train_grpo
+from align.preflight import PreflightError
+from align.rollout import window_start
+from annotate.settings import ConfigError
+from rewards.base import Score, ScorerSpec, ScoringError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "data")
+
+
+class Scorer:
+    """A scorer made of one function of the item and its number."""
+
+    def __init__(self, score, needs=("latents",)) -> None:
+        self.spec = ScorerSpec("test", "1", (), frozenset(needs))
+        self._score = score
+        self.items: list = []
+
+    def score(self, items):
+        self.items.extend(items)
+        return [self._score(i, item) for i, item in enumerate(items)]
+
+
+def test_the_reward_rises_and_the_first_ratio_is_one(data, tiny_folder, tmp_path):
+    config = grpo_config(
+        data,
+        tiny_folder,
+        tmp_path / "run",
+        lora=None,
+        optimizer={"lr": 3e-4},
+        group_size=8,
+        max_steps=12,
+        save_every=0,
+    )
+    result = train_grpo(config, FirstChannel())
+    rows = losses(result.folder)
+    rewards = [rows[step]["reward"] for step in sorted(rows)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.05
+    assert {row["ratio_mean"] for row in rows.values()} == {1.0}
+    assert all(row["reward"] == pytest.approx(row["reward/mean"]) for row in rows.values())
+    preflight = read_json(result.folder / "run.json")["preflight"]
+    assert preflight["log_ratio_max"] == 0
+    assert preflight["kl_gradient_norm"] > 0
+    assert preflight["reward_std"] > 0
+    assert (result.export / "model_index.json").is_file()
+
+
+def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, tiny_folder, tmp_path):
+    config = grpo_config(
+        data,
+        tiny_folder,
+        tmp_path / "run",
+        rollout={"height": 32, "width": 32, "num_steps": 4, "window": 2, "guidance_scale": 2.0},
+        updates_per_rollout=2,
+        max_steps=4,
+        save_every=0,
+        micro_batch_size=2,
+    )
+    train_grpo(config, FirstChannel())
+    rows = losses(config.output_dir)
+    assert [step for step, row in rows.items() if "reward" in row] == [1, 3]
+    assert rows[1]["log_ratio_abs"] == 0
+    assert rows[2]["log_ratio_abs"] > 0
+
+
+def test_a_scorer_of_images_gets_images_and_its_prompt(data, tiny_folder, tmp_path):
+    scorer = Scorer(lambda i, item: Score(float(i)), needs=("image",))
+    config = grpo_config(data, tiny_folder, tmp_path / "run", max_steps=1, save_every=0)
+    train_grpo(config, scorer)
+    assert len(scorer.items) == 8
+    assert len({item.sample_id for item in scorer.items}) == 8
+    assert len({item.group_id for item in scorer.items}) == 2
+    for item in scorer.items:
+        assert item.image.size == (32, 32)
+        assert item.latents is None
+        assert item.prompt in (data / "prompts.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        (lambda i, item: Score(1.0), PreflightError, "do not vary within any group"),
+        (
+            lambda i, item: Score(None, error="out of memory") if i == 5 else Score(float(i)),
+            ScoringError,
+            r"failed on sample '0/\w+/1': out of memory",
+        ),
+        (
+            lambda i, item: Score(None) if i == 2 else Score(float(i)),
+            ScoringError,
+            r"does not apply to sample '0/\w+/2'",
+        ),
+    ],
+)
+def test_rewards_that_teach_nothing_stop_the_run(
+    data, tiny_folder, tmp_path, score, error, message
+):
+    config = grpo_config(data, tiny_folder, tmp_path / "run")
+    with pytest.raises(error, match=message):
+        train_grpo(config, Scorer(score))
+    assert losses(config.output_dir) == {}
+    assert not (config.output_dir / "final").exists()
+
+
+def test_a_replay_that_differs_stops_the_run(data, tiny_folder, tmp_path, monkeypatch):
+    """As if the weights that draw were not the weights that train."""
+    import align.online
+
+    draw = align.online.draw_rollout
+
+    def draw_then_change(policy, *args):
+        rollout = draw(policy, *args)
+        for parameter in policy.trainable_parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        return rollout
+
+    monkeypatch.setattr(align.online, "draw_rollout", draw_then_change)
+    with pytest.raises(PreflightError, match=r"log-ratios up to [\d.]+ nats where 0\.0001"):
+        train_grpo(grpo_config(data, tiny_folder, tmp_path / "run"), FirstChannel())
+
+
+def test_a_kl_without_gradient_stops_the_run(data, tiny_folder, tmp_path, monkeypatch):
+    import align.preflight
+
+    monkeypatch.setattr(
+        align.preflight, "gaussian_kl", lambda mean, other, std: (mean.detach() - other).sum(1)
+    )
+    with pytest.raises(PreflightError, match="KL to the reference has a gradient of norm 0"):
+        train_grpo(grpo_config(data, tiny_folder, tmp_path / "run"), FirstChannel())
+
+
+def test_a_reward_model_below_its_gate_is_refused(data, tiny_folder, tmp_path):
+    from rewards.folder import REPORT_FILE, WEIGHTS_FILE, file_sha256
+
+    folder = tmp_path / "reward"
+    folder.mkdir()
+    (folder / WEIGHTS_FILE).write_bytes(b"weights")
+    report = {"accuracy": 0.55, "model_sha256": file_sha256(folder / WEIGHTS_FILE)}
+    report |= {"ci_low": 0.5, "ci_high": 0.6, "ceiling": 0.8}
+    (folder / REPORT_FILE).write_text(json.dumps(report))
+    config = grpo_config(
+        data, tiny_folder, tmp_path / "run", reward={"path": folder, "min_accuracy": 0.6}
+    )
+    with pytest.raises(ValueError, match=r"refused: held-out accuracy is 0\.550"):
+        train_grpo(config)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="GRPO needs a reward"):
+        train_grpo(grpo_config(data, tiny_folder, tmp_path / "run"))
+
+
+def test_settings_that_cannot_work_are_refused(data, tiny_folder, tmp_path):
+    for changes, message in (
+        ({"updates_per_rollout": 4}, "max_steps must be a multiple of updates_per_rollout 4"),
+        ({"lora": {"dropout": 0.1}}, r"lora\.dropout must be 0 in GRPO"),
+        ({"rollout": {"num_steps": 2, "window": 3}}, "window of 3 steps does not fit"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            grpo_config(data, tiny_folder, tmp_path, **changes)
+    with pytest.raises(ConfigError, match="give beta or beta_sum"):
+        dpo_config(data, tiny_folder, tmp_path, objective={"beta": 1, "beta_sum": 1})
+
+
+def test_the_window_stays_in_its_range_and_moves():
+    config = RolloutConfig(num_steps=10, window=2, window_range=(1, 6))
+    starts = {window_start(config, seed=0, iteration=i) for i in range(100)}
+    assert starts == {1, 2, 3, 4}
+    assert RolloutConfig(num_steps=10, window=2).window_bounds == (0, 5)
