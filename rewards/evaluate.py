@@ -271,7 +271,7 @@ def evaluate_model(
         LeakError: a prompt is in two splits, or shaped the model in training.
         ValueError: the split has no picks on the model's criteria.
     """
-    from rewards.models.features import extract_features
+    from rewards.models.features import extract_features, own_features, own_prompts
 
     check_disjoint(snapshot.prompts)
     sets = [s for s in candidate_sets(snapshot) if s.prompt.split == split]
@@ -282,9 +282,10 @@ def evaluate_model(
                 f"prompt {candidates.prompt.text!r} is in split {split.value!r} of this snapshot, "
                 f"but the reward model {folder} was trained on it"
             )
-    bank = extract_features(snapshot, sets, scorer.encoder, cache)
+    bank = extract_features(snapshot, own_prompts(sets), scorer.encoder, cache)
+    scores = scorer.score_candidates(own_features(sets, bank))
     return {
-        **build_report(sets, scorer.score_bank(bank), scorer.model.config.criteria),
+        **build_report(sets, scores, scorer.model.config.criteria),
         "held_out": split.value,
         "snapshot_digest": snapshot.digest,
         "base_sha256": scorer.encoder.identity["base_sha256"],

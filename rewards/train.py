@@ -31,14 +31,22 @@ from rewards.folder import (
     read_json,
     write_json,
 )
-from rewards.judgements import CandidateSet, Division, count_questions, divide
+from rewards.judgements import (
+    CandidateSet,
+    Division,
+    count_questions,
+    divide,
+    mismatched_prompts,
+)
 from rewards.models import load_encoder
 from rewards.models.features import (
+    Bank,
     CandidateEncoder,
     FeatureCache,
-    Features,
     collate,
     extract_features,
+    own_features,
+    own_prompts,
 )
 from rewards.models.preference import OVERALL, PreferenceConfig, PreferenceModel
 from rewards.scorers.preference import PreferenceScorer
@@ -78,9 +86,11 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     encoder = load_encoder(settings, config.base, config.device)
     cache = FeatureCache(config.cache_dir or config.output_dir / FEATURES, encoder.identity)
     seen = (*division.train, *division.development)
-    bank = extract_features(snapshot, seen, encoder, cache)
+    mismatches = _mismatches(config, division)
+    wanted = [*own_prompts(seen), *((cid, text) for cid in mismatches for text in mismatches[cid])]
+    bank = extract_features(snapshot, wanted, encoder, cache)
     model = _build_model(config, division, encoder, bank)
-    trainer = _build_trainer(config, model, division, bank, encoder.tokenizer)
+    trainer = _build_trainer(config, model, division, bank, mismatches, encoder.tokenizer)
     trainer.train(resume_from_checkpoint=_last_complete_checkpoint(config.output_dir / CHECKPOINTS))
     model.config.temperatures = _fit_temperatures(model, encoder, division.development, bank)
     _save(config, model, trainer.state.log_history, seen)
@@ -101,17 +111,24 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     return RewardResult(config.output_dir, report)
 
 
+def _mismatches(config: RewardTrainConfig, division: Division) -> dict[str, tuple[str, ...]]:
+    """Other prompts for each training candidate; none where no head would learn from them."""
+    asked = any(j.question == Question.INSTRUCTION for s in division.train for j in s.judgements)
+    if not (asked and config.contrast):
+        return {}
+    return mismatched_prompts(division.train, config.num_mismatches, config.seed)
+
+
 def _build_model(
     config: RewardTrainConfig,
     division: Division,
     encoder: CandidateEncoder,
-    bank: Mapping[str, Features],
+    bank: Bank,
 ) -> PreferenceModel:
     """An untrained model with a head for each criterion that training picks ask for."""
     asked = count_questions(division.train)
     criteria = [question.value for question in CRITERIA if question.value in asked] or [OVERALL]
-    train_ids = sorted({cid for candidates in division.train for cid in candidates.candidate_ids})
-    batch = collate([bank[cid] for cid in train_ids])
+    batch = collate(list(own_features(division.train, bank).values()))
     set_seed(config.seed)
     model = PreferenceModel(
         PreferenceConfig(
@@ -134,17 +151,19 @@ def _build_trainer(
     config: RewardTrainConfig,
     model: PreferenceModel,
     division: Division,
-    bank: Mapping[str, Features],
+    bank: Bank,
+    mismatches: Mapping[str, Sequence[str]],
     tokenizer: Any,
 ) -> CandidateTrainer:
     outputs, keep_ties = model.config.outputs, config.ties == "uniform"
     trainer = CandidateTrainer(
         model=model,
         args=_trainer_settings(config),
-        train_dataset=to_dataset(division.train, outputs, keep_ties),
+        train_dataset=to_dataset(division.train, outputs, keep_ties, mismatches),
         eval_dataset=to_dataset(division.development, outputs, keep_ties),
         data_collator=SetCollator(bank),
         processing_class=tokenizer,
+        contrast=config.contrast,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
     )
     # Without a terminal the Trainer would print a dict every epoch; metrics.jsonl has them.
@@ -190,12 +209,12 @@ def _fit_temperatures(
     model: PreferenceModel,
     encoder: CandidateEncoder,
     development: Sequence[CandidateSet],
-    bank: Mapping[str, Features],
+    bank: Bank,
 ) -> dict[str, float]:
     """Per question, the temperature at which development margins are log-odds."""
     scorer = PreferenceScorer(model, encoder, version="")
-    used = {cid: bank[cid] for candidates in development for cid in candidates.candidate_ids}
-    pairs = scored_pairs(development, scorer.score_bank(used))
+    scores = scorer.score_candidates(own_features(development, bank))
+    pairs = scored_pairs(development, scores)
     margins = {
         name: np.array([pair.margin for pair in pairs if pair.question == name])
         for name in scorer.outputs

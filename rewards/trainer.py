@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,20 +12,30 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
+from annotate.records import Question
 from rewards.judgements import CandidateSet
-from rewards.losses import all_equal, best_then_worst, centring
-from rewards.models.features import Features, collate
+from rewards.losses import all_equal, best_then_worst, bradley_terry, centring
+from rewards.models.features import Bank, collate
 from rewards.models.preference import PreferenceOutput
 
 __all__ = ["CandidateTrainer", "SetCollator", "SetLoss", "preference_loss", "to_dataset"]
 
 _TIE = -1
+_INSTRUCTION = Question.INSTRUCTION.value
 
 
-def to_dataset(sets: Iterable[CandidateSet], outputs: Sequence[str], keep_ties: bool) -> Dataset:
+def to_dataset(
+    sets: Iterable[CandidateSet],
+    outputs: Sequence[str],
+    keep_ties: bool,
+    mismatches: Mapping[str, Sequence[str]] | None = None,
+) -> Dataset:
     """One row per candidate set: its candidates, and question, best and worst of each judgement.
 
     Judgements that ask for no output of the model are left out, as are sets without any.
+
+    Args:
+        mismatches: other prompts that a candidate is held against, by its id.
     """
     rows = []
     for candidates in sets:
@@ -39,9 +50,12 @@ def to_dataset(sets: Iterable[CandidateSet], outputs: Sequence[str], keep_ties: 
         ]
         if judgements:
             questions, best, worst = map(list, zip(*judgements, strict=True))
+            ids = list(candidates.candidate_ids)
             rows.append(
                 {
-                    "candidate_ids": list(candidates.candidate_ids),
+                    "candidate_ids": ids,
+                    "prompt": candidates.prompt.text,
+                    "mismatches": [list((mismatches or {}).get(cid, ())) for cid in ids],
                     "question": questions,
                     "best": best,
                     "worst": worst,
@@ -53,19 +67,26 @@ def to_dataset(sets: Iterable[CandidateSet], outputs: Sequence[str], keep_ties: 
 class SetCollator:
     """Rows of `to_dataset` to a batch: each candidate's features once, judgements pointing at them.
 
-    ``N`` candidates, ``P`` judgements of up to ``K`` of them::
+    ``N`` candidates, ``Q`` of them again under other prompts, ``P`` judgements of up to ``K``::
 
-        image, text, text_mask, stats   as in `FeatureBatch`
+        image, text, text_mask, stats   as in `FeatureBatch`, N + Q rows
+        mismatch (Q, 2)  rows of a candidate under its own and under another prompt
         members (P, K)   rows of the candidates, 0 where padded;  mask (P, K)
         question (P,)    column of the logits
         best, worst (P,) positions in 0 .. K - 1, both -1 for "all equal"
     """
 
-    def __init__(self, bank: Mapping[str, Features]):
+    def __init__(self, bank: Bank):
         self._bank = bank
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        ids = [candidate_id for row in rows for candidate_id in row["candidate_ids"]]
+        own = [(cid, row["prompt"]) for row in rows for cid in row["candidate_ids"]]
+        others = [prompts for row in rows for prompts in row["mismatches"]]
+        mismatched = [
+            (index, own[index][0], prompt)
+            for index, prompts in enumerate(others)
+            for prompt in prompts
+        ]
         judgements = [
             (start, len(row["candidate_ids"]), *judgement)
             for start, row in zip(_starts(rows), rows, strict=True)
@@ -74,8 +95,13 @@ class SetCollator:
         start, count, question, best, worst = torch.tensor(judgements).unbind(dim=1)
         position = torch.arange(int(count.max()))[None]
         mask = position < count[:, None]
+        keys = [*own, *((cid, prompt) for _, cid, prompt in mismatched)]
         return {
-            **collate([self._bank[candidate_id] for candidate_id in ids]).as_dict(),
+            **collate([self._bank[key] for key in keys]).as_dict(),
+            "mismatch": torch.tensor(
+                [(index, len(own) + row) for row, (index, _, _) in enumerate(mismatched)],
+                dtype=torch.long,
+            ).view(-1, 2),
             "members": torch.where(mask, start[:, None] + position, 0),
             "mask": mask,
             "question": question,
@@ -93,20 +119,25 @@ def _starts(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class SetLoss:
-    loss: Tensor
-    """Scalar: mean negative log likelihood plus centring."""
     nll: Tensor
     """(M, P) per member and judgement, in nats."""
+    centring: Tensor
+    """(M, P) squared mean scores."""
+    contrast: Tensor
+    """(M, Q) -log probability that a candidate fits its own prompt better, in nats."""
     correct: Tensor
     """(P,) whether the members' mean score ranks best over worst; NaN for "all equal"."""
 
 
-def preference_loss(logits: Tensor, batch: Mapping[str, Tensor], centring_weight: float) -> SetLoss:
+def preference_loss(
+    logits: Tensor, batch: Mapping[str, Tensor], instruction: int | None = None
+) -> SetLoss:
     """Each judgement's likelihood, in the column of the question that it answers.
 
     Args:
-        logits: (N, M, C) of `PreferenceModel`.
+        logits: (N + Q, M, C) of `PreferenceModel`.
         batch: of `SetCollator`.
+        instruction: the column that tells whether an image fits its prompt, if there is one.
     """
     column = batch["question"][:, None, None, None]
     scores = logits[batch["members"]]  # (P, K, M, C)
@@ -118,35 +149,43 @@ def preference_loss(logits: Tensor, batch: Mapping[str, Tensor], centring_weight
     def of_members(values: Tensor) -> Tensor:
         return values.repeat(num_members, *[1] * (values.ndim - 1))
 
+    def per_member(losses: Tensor) -> Tensor:
+        return losses.unflatten(0, (num_members, -1))
+
     # Picks and ties are computed apart: a masked-out branch would still send NaN backwards.
     nll = scores.new_zeros(num_members, len(picked))
     if picked.any():
-        of_picks = best_then_worst(
-            scores[:, picked].flatten(0, 1),
-            of_members(mask[picked]),
-            of_members(best),
-            of_members(worst),
-        )
-        nll[:, picked] = of_picks.unflatten(0, (num_members, -1))
+        arguments = [of_members(values) for values in (mask[picked], best, worst)]
+        nll[:, picked] = per_member(best_then_worst(scores[:, picked].flatten(0, 1), *arguments))
     if not picked.all():
-        of_ties = all_equal(scores[:, ~picked].flatten(0, 1), of_members(mask[~picked]))
-        nll[:, ~picked] = of_ties.unflatten(0, (num_members, -1))
-    centre = centring(scores.flatten(0, 1), of_members(mask)).mean()
+        ties = scores[:, ~picked].flatten(0, 1)
+        nll[:, ~picked] = per_member(all_equal(ties, of_members(mask[~picked])))
     correct = torch.full_like(nll[0], float("nan"))
     mean = scores.detach().mean(dim=0)[picked]
     margin = mean.gather(1, best[:, None]) - mean.gather(1, worst[:, None])
     correct[picked] = 0.5 + 0.5 * margin.squeeze(1).sign()
-    return SetLoss(nll.mean() + centring_weight * centre, nll, correct)
+    contrast = scores.new_zeros(num_members, 0)
+    if instruction is not None:
+        own, other = logits[batch["mismatch"]][..., instruction].unbind(dim=1)
+        contrast = bradley_terry(own - other).T
+    return SetLoss(
+        nll=nll,
+        centring=per_member(centring(scores.flatten(0, 1), of_members(mask))),
+        contrast=contrast,
+        correct=correct,
+    )
 
 
 class CandidateTrainer(RewardTrainer):
     """`RewardTrainer` whose rows are candidate sets and whose loss is `preference_loss`.
 
-    ``args.center_rewards_coefficient`` weighs the centring. Logs TRL's metric names.
+    ``args.center_rewards_coefficient`` weighs the centring, ``contrast`` the mismatched prompts.
+    Logs TRL's metric names.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, contrast: float = 0.0, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._contrast = contrast
         # It was needed for TRL's checks alone; checkpoints hold no tokenizer.
         self.processing_class = None
 
@@ -157,7 +196,9 @@ class CandidateTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["candidate_ids", "question", "best", "worst"]
+            self._signature_columns = [
+                "candidate_ids", "prompt", "mismatches", "question", "best", "worst",
+            ]  # fmt: skip
 
     def compute_loss(
         self,
@@ -170,17 +211,29 @@ class CandidateTrainer(RewardTrainer):
         features = ("image", "text", "text_mask", "stats")
         outputs: PreferenceOutput = model(**{name: inputs[name] for name in features})
         assert outputs.logits is not None
+        names = self.accelerator.unwrap_model(model).config.outputs
+        instruction = names.index(_INSTRUCTION) if _INSTRUCTION in names else None
+        result = preference_loss(outputs.logits, inputs, instruction)
         args = cast(RewardConfig, self.args)
-        result = preference_loss(outputs.logits, inputs, args.center_rewards_coefficient or 0.0)
+        loss = result.nll.mean()
+        loss = loss + (args.center_rewards_coefficient or 0.0) * result.centring.mean()
+        if result.contrast.numel():
+            loss = loss + self._contrast * result.contrast.mean()
         self._record("train" if model.training else "eval", outputs.logits.detach(), result)
-        return (result.loss, outputs) if return_outputs else result.loss
+        return (loss, outputs) if return_outputs else loss
 
     def _record(self, mode: str, logits: Tensor, result: SetLoss) -> None:
-        metrics = self._metrics[mode]
-        own = [result.nll.detach().mean(), result.correct.nanmean()]
-        own += [logits.min(), logits.mean(), logits.max()]
-        gathered = cast(Tensor, self.accelerator.gather(torch.stack(own)[None]))
-        names = ("nll", "accuracy", "min_reward", "mean_reward", "max_reward")
-        for name, value in zip(names, gathered.nanmean(dim=0).tolist(), strict=True):
-            if value == value:
-                metrics[name].append(value)
+        """Add this batch to the means that `RewardTrainer.log` writes."""
+        own = {
+            "nll": result.nll.detach().mean(),
+            "accuracy": result.correct.nanmean(),
+            "contrast": result.contrast.detach().mean(),
+            "min_reward": logits.min(),
+            "mean_reward": logits.mean(),
+            "max_reward": logits.max(),
+        }
+        gathered = cast(Tensor, self.accelerator.gather(torch.stack(list(own.values()))[None]))
+        for name, value in zip(own, gathered.nanmean(dim=0).tolist(), strict=True):
+            # NaN where a batch has none of a kind: only ties, or no mismatched prompts.
+            if not math.isnan(value):
+                self._metrics[mode][name].append(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +80,8 @@ class DiffusionEncoder:
     def remember(self, prompts: Sequence[str], conditioning: Conditioning) -> None:
         """Take prompt embeddings made elsewhere, so that no text encoder is needed here."""
         for index, prompt in enumerate(prompts):
-            self._conditionings[prompt] = conditioning.select([index])
+            # On the CPU: thousands of long prompts would fill a GPU.
+            self._conditionings[prompt] = conditioning.select([index]).trim().to("cpu")
 
     @torch.inference_mode()
     def fingerprint(self) -> list[float]:
@@ -115,25 +116,34 @@ class DiffusionEncoder:
             )
 
     def _latents(self, items: Sequence[RewardItem]) -> list[Tensor]:
-        """Latents (C, h, w) of every item; images of one size are encoded together."""
-        latents: dict[int, Tensor] = {}
-        images: dict[int, Image] = {}
-        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, item in enumerate(items):
-            if item.latents is not None:
-                latents[index] = item.latents.to(self._device, torch.float32)
-            elif item.image is not None:
-                images[index] = item.image
-                by_size[item.image.size].append(index)
-            else:
+        """Latents (C, h, w) of every item; a picture that several items share is encoded once."""
+        pictures: dict[int, Image] = {}
+        for item in items:
+            if item.latents is None and item.image is None:
                 raise ValueError(f"sample {item.sample_id!r} has neither an image nor latents")
-        for indices in by_size.values():
-            for start in range(0, len(indices), self._config.batch_size):
-                batch = indices[start : start + self._config.batch_size]
-                pixels = torch.stack([_to_tensor(images[index]) for index in batch])
+            if item.latents is None and item.image is not None:
+                pictures[id(item.image)] = item.image
+        encoded = self._encode_pictures(pictures)
+        return [
+            encoded[id(item.image)]
+            if item.latents is None
+            else item.latents.to(self._device, torch.float32)
+            for item in items
+        ]
+
+    def _encode_pictures(self, pictures: Mapping[int, Image]) -> dict[int, Tensor]:
+        """Latents of images by their key; those of one size go through together."""
+        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for key, picture in pictures.items():
+            by_size[picture.size].append(key)
+        latents: dict[int, Tensor] = {}
+        for keys in by_size.values():
+            for start in range(0, len(keys), self._config.batch_size):
+                batch = keys[start : start + self._config.batch_size]
+                pixels = torch.stack([_to_tensor(pictures[key]) for key in batch])
                 encoded = self._adapter.encode_images(pixels.to(self._device))
                 latents.update(zip(batch, encoded.float(), strict=True))
-        return [latents[index] for index in range(len(items))]
+        return latents
 
     def _remember(self, prompts: Sequence[str]) -> None:
         unknown = [prompt for prompt in prompts if prompt not in self._conditionings]
@@ -145,6 +155,7 @@ class DiffusionEncoder:
 
     def _encode_batch(self, x_0: Tensor, prompts: Sequence[str]) -> list[Features]:
         cond = Conditioning.cat([self._conditionings[prompt] for prompt in prompts])
+        cond = cond.to(self._device)
         grid = self._config.grid
         images: list[Tensor] = [_latent_tokens(x_0, grid)]
         texts: list[Tensor] = []

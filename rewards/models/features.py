@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,12 +26,15 @@ from rewards.base import RewardItem
 from rewards.judgements import CandidateSet
 
 __all__ = [
+    "Bank",
     "CandidateEncoder",
     "FeatureBatch",
     "FeatureCache",
     "Features",
     "collate",
     "extract_features",
+    "own_features",
+    "own_prompts",
 ]
 
 
@@ -62,6 +65,10 @@ class FeatureBatch:
 
     def as_dict(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+Bank = dict[tuple[str, str], Features]
+"""Features by (candidate id, prompt)."""
 
 
 class CandidateEncoder(Protocol):
@@ -132,39 +139,51 @@ class FeatureCache:
 
 def extract_features(
     snapshot: Snapshot,
-    sets: Sequence[CandidateSet],
+    wanted: Iterable[tuple[str, str]],
     encoder: CandidateEncoder,
     cache: FeatureCache | None = None,
     chunk: int = 64,
-) -> dict[str, Features]:
-    """Features of every candidate of ``sets`` by its id, from the cache where it has them.
+) -> Bank:
+    """Features of each (candidate id, prompt) of ``wanted``, from the cache where it has them.
 
     Raises:
         FileNotFoundError: an image is missing.
         ValueError: an image cannot be read; the message names the file.
     """
     sha256 = {candidate.id: candidate.image_sha256 for candidate in snapshot.candidates}
-    prompts = {cid: s.prompt.text for s in sets for cid in s.candidate_ids}
-    bank: dict[str, Features] = {}
-    for cid, prompt in prompts.items():
-        found = cache.load(sha256[cid], prompt) if cache else None
-        if found is not None:
-            bank[cid] = found
-    missing = [cid for cid in prompts if cid not in bank]
+    bank: Bank = {}
+    missing: list[tuple[str, str]] = []
+    for candidate_id, prompt in sorted(set(wanted)):
+        found = cache.load(sha256[candidate_id], prompt) if cache else None
+        if found is None:
+            missing.append((candidate_id, prompt))
+        else:
+            bank[candidate_id, prompt] = found
     with tqdm(total=len(missing), desc="features", unit="image", disable=None) as progress:
         for start in range(0, len(missing), chunk):
-            ids = missing[start : start + chunk]
-            images = [_open(snapshot.image_path(sha256[cid])) for cid in ids]
-            items = [
-                RewardItem(cid, "", prompts[cid], image=image)
-                for cid, image in zip(ids, images, strict=True)
-            ]
-            for cid, features in zip(ids, encoder.encode(items), strict=True):
-                bank[cid] = features
+            part = missing[start : start + chunk]
+            ids = {candidate_id for candidate_id, _ in part}
+            # One picture object for all its prompts: the encoder then encodes it once.
+            images = {cid: _open(snapshot.image_path(sha256[cid])) for cid in ids}
+            items = [RewardItem(cid, "", prompt, image=images[cid]) for cid, prompt in part]
+            for (cid, prompt), features in zip(part, encoder.encode(items), strict=True):
+                bank[cid, prompt] = features
                 if cache:
-                    cache.store(sha256[cid], prompts[cid], features)
-            progress.update(len(ids))
+                    cache.store(sha256[cid], prompt, features)
+            progress.update(len(part))
     return bank
+
+
+def own_prompts(sets: Iterable[CandidateSet]) -> list[tuple[str, str]]:
+    """(candidate id, the prompt it was drawn for) of every candidate."""
+    return [
+        (cid, candidates.prompt.text) for candidates in sets for cid in candidates.candidate_ids
+    ]
+
+
+def own_features(sets: Iterable[CandidateSet], bank: Bank) -> dict[str, Features]:
+    """Features of every candidate under its own prompt, by candidate id."""
+    return {cid: bank[cid, prompt] for cid, prompt in own_prompts(sets)}
 
 
 def _open(path: Path) -> Image.Image:

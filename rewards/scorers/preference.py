@@ -84,10 +84,10 @@ class PreferenceScorer:
             deviations.append(logits.std(dim=1, unbiased=False).cpu())
         return torch.cat(means), torch.cat(deviations)
 
-    def score_bank(self, bank: Mapping[str, Features]) -> dict[str, dict[str, float]]:
+    def score_candidates(self, features: Mapping[str, Features]) -> dict[str, dict[str, float]]:
         """Scores by candidate id and output."""
-        ids = sorted(bank)
-        means, _ = self.score_features([bank[candidate_id] for candidate_id in ids])
+        ids = sorted(features)
+        means, _ = self.score_features([features[candidate_id] for candidate_id in ids])
         return {
             candidate_id: dict(zip(self.outputs, row, strict=True))
             for candidate_id, row in zip(ids, means.tolist(), strict=True)
