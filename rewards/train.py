@@ -163,6 +163,7 @@ def _build_trainer(
         eval_dataset=to_dataset(division.development, outputs, keep_ties),
         data_collator=SetCollator(bank),
         processing_class=tokenizer,
+        instruction=outputs.index("instruction") if mismatches else None,
         contrast=config.contrast,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
     )

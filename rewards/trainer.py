@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
-from annotate.records import Question
 from rewards.judgements import CandidateSet
 from rewards.losses import all_equal, best_then_worst, bradley_terry, centring
 from rewards.models.features import Bank, collate
@@ -21,7 +20,6 @@ from rewards.models.preference import PreferenceOutput
 __all__ = ["CandidateTrainer", "SetCollator", "SetLoss", "preference_loss", "to_dataset"]
 
 _TIE = -1
-_INSTRUCTION = Question.INSTRUCTION.value
 
 
 def to_dataset(
@@ -179,12 +177,15 @@ def preference_loss(
 class CandidateTrainer(RewardTrainer):
     """`RewardTrainer` whose rows are candidate sets and whose loss is `preference_loss`.
 
-    ``args.center_rewards_coefficient`` weighs the centring, ``contrast`` the mismatched prompts.
-    Logs TRL's metric names.
+    ``args.center_rewards_coefficient`` weighs the centring, ``contrast`` the mismatched prompts,
+    which ``instruction``, a column of the logits, tells apart. Logs TRL's metric names.
     """
 
-    def __init__(self, *args: Any, contrast: float = 0.0, **kwargs: Any):
+    def __init__(
+        self, *args: Any, instruction: int | None = None, contrast: float = 0.0, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
+        self._instruction = instruction
         self._contrast = contrast
         # It was needed for TRL's checks alone; checkpoints hold no tokenizer.
         self.processing_class = None
@@ -211,9 +212,7 @@ class CandidateTrainer(RewardTrainer):
         features = ("image", "text", "text_mask", "stats")
         outputs: PreferenceOutput = model(**{name: inputs[name] for name in features})
         assert outputs.logits is not None
-        names = self.accelerator.unwrap_model(model).config.outputs
-        instruction = names.index(_INSTRUCTION) if _INSTRUCTION in names else None
-        result = preference_loss(outputs.logits, inputs, instruction)
+        result = preference_loss(outputs.logits, inputs, self._instruction)
         args = cast(RewardConfig, self.args)
         loss = result.nll.mean()
         loss = loss + (args.center_rewards_coefficient or 0.0) * result.centring.mean()
