@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ class Policy:
             transformer.requires_grad_(True)
         else:
             transformer.requires_grad_(False)
-            _add_lora(transformer, _with_targets(lora, adapter), seed)
+            _add_lora(transformer, _with_targets(lora, adapter, transformer), seed)
         self._freeze_dead_parameters()
         if gradient_checkpointing:
             transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
@@ -127,6 +128,9 @@ class Policy:
         if self.has_lora:
             layers = get_peft_model_state_dict(model, state_dict=state, adapter_name=ADAPTER_NAME)
             metadata = model.peft_config[ADAPTER_NAME].to_dict()
+            # By their full names: a loader then expects the layers that are there, and no others.
+            adapted = sorted({name.rpartition(".lora_")[0] for name in layers})
+            metadata |= {"target_modules": adapted, "exclude_modules": None}
             self.adapter.save_lora(folder, layers, metadata)
         else:
             self.adapter.save_pipeline(folder, model, state)
@@ -147,11 +151,14 @@ def unwrap(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def _with_targets(lora: LoraConfig, adapter: ModelAdapter) -> LoraConfig:
-    if lora.target_modules is not None:
-        return lora
+def _with_targets(lora: LoraConfig, adapter: ModelAdapter, transformer: nn.Module) -> LoraConfig:
+    """The family's targets where none are named; modules that cannot learn get no adapter."""
     lora = copy.copy(lora)
-    lora.target_modules = list(adapter.lora_targets)
+    if lora.target_modules is None:
+        lora.target_modules = list(adapter.lora_targets)
+    if lora.exclude_modules is None:
+        dead = "|".join(map(re.escape, adapter.dead_modules(transformer)))
+        lora.exclude_modules = rf"({dead})(\..+)?"
     return lora
 
 
