@@ -378,8 +378,8 @@ class GenerateConfig(Config):
     negative_prompt: str = " "
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_size: Positive = 32
-    """Images drawn at once by one process. Another size changes an image by rounding alone: by 1/255
-    in a few pixels at most."""
+    """Images drawn at once by one process. Another size changes an image by rounding alone: by
+    1/255 in a few pixels at most."""
     processes: Positive = 1
     """Worker processes on this machine, when not under ``accelerate launch``."""
     progress: bool = True

@@ -30,7 +30,7 @@ from align.config import (
     load_config,
     resolve_model,
 )
-from align.demo.config import DemoConfig
+from align.demo.config import DemoConfig, Part
 from align.demo.report import write_report
 from align.demo.studio import (
     CRITERION_QUESTIONS,
@@ -275,7 +275,7 @@ class Circle:
         )
         return folder
 
-    def _settings(self, cls: Any, kind: str, name: str | None = None, /, **changes: Any) -> Any:
+    def _settings(self, cls: Any, kind: Part, name: str | None = None, /, **changes: Any) -> Any:
         """A config of configs/tiny with this demo's paths and seed."""
         fixed = {
             "output_dir": self.folder / (name or kind),

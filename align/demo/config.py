@@ -10,6 +10,9 @@ from pydantic import Field
 from annotate.settings import Config
 
 
+Part = Literal["sft", "reward", "dpo", "grpo"]
+
+
 class DemoConfig(Config):
     """The circle's sizes; how each part trains is in the files of configs/tiny."""
 
@@ -34,7 +37,5 @@ class DemoConfig(Config):
     """Tasks left for a person to label."""
     num_steps: int = Field(ge=1)
     """Sampling steps of candidates and of the evaluation."""
-    settings: dict[Literal["sft", "reward", "dpo", "grpo"], tuple[str, ...]] = Field(
-        default_factory=dict
-    )
+    settings: dict[Part, tuple[str, ...]] = Field(default_factory=dict)
     """Overrides ``dotted.key=value`` of the files in configs/tiny that each part trains by."""
