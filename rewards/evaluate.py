@@ -274,7 +274,14 @@ def evaluate_model(
     from rewards.models.features import extract_features, own_features, own_prompts
 
     check_disjoint(snapshot.prompts)
-    sets = [s for s in candidate_sets(snapshot) if s.prompt.split == split]
+    judged = candidate_sets(snapshot)
+    sets = [s for s in judged if s.prompt.split == split]
+    if not sets:
+        others = sorted({s.prompt.split.value for s in judged})
+        raise ValueError(
+            f"split {split.value!r} of snapshot {snapshot.digest} has no picks; it has some in "
+            f"{others}"
+        )
     trained_on = set(read_json(Path(folder) / TRAINED_ON_FILE))
     for candidates in sets:
         if prompt_digest(candidates.prompt.text) in trained_on:
