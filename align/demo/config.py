@@ -9,7 +9,6 @@ from pydantic import Field
 
 from annotate.settings import Config
 
-
 Part = Literal["sft", "reward", "dpo", "grpo"]
 
 
