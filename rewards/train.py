@@ -6,7 +6,8 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
 from trl import RewardConfig
 
 from annotate.records import Question, load_snapshot
@@ -91,7 +93,9 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     bank = extract_features(snapshot, wanted, encoder, cache)
     model = _build_model(config, division, encoder, bank)
     trainer = _build_trainer(config, model, division, bank, mismatches, encoder.tokenizer)
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(config.output_dir / CHECKPOINTS))
+    with _without_save_bars():
+        last = _last_complete_checkpoint(config.output_dir / CHECKPOINTS)
+        trainer.train(resume_from_checkpoint=last)
     model.config.temperatures = _fit_temperatures(model, encoder, division.development, bank)
     _save(config, model, trainer.state.log_history, seen)
     scorer = PreferenceScorer(model, encoder, version="")
@@ -206,6 +210,18 @@ def _trainer_settings(config: RewardTrainConfig) -> RewardConfig:
     )
 
 
+@contextmanager
+def _without_save_bars() -> Iterator[None]:
+    """transformers draws a bar for each file that it writes: one an epoch here."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def _fit_temperatures(
     model: PreferenceModel,
     encoder: CandidateEncoder,
@@ -263,7 +279,8 @@ def _save(
     history: Sequence[Mapping[str, Any]],
     seen: Sequence[CandidateSet],
 ) -> None:
-    model.save_pretrained(config.output_dir)
+    with _without_save_bars():
+        model.save_pretrained(config.output_dir)
     lines = "".join(json.dumps(row) + "\n" for row in history)
     (config.output_dir / METRICS_FILE).write_text(lines, encoding="utf-8")
     digests = sorted({prompt_digest(candidates.prompt.text) for candidates in seen})
