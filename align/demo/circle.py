@@ -218,7 +218,9 @@ class Circle:
         folder = self.folder / "candidates"
         groups = candidates_by_prompt(read_candidates(folder))
         chosen = dict(list(groups.items())[: self.config.open_tasks])
-        self.store.add_tasks(chosen, Question.OVERALL, 1, kind="open", seed=self.config.seed + 1)
+        self.store.add_tasks(
+            chosen, Question.OVERALL, kind="open", priority=1, seed=self.config.seed + 1
+        )
         login = self.folder / "login.txt"
         if not any(user.role == "admin" for user in self.store.users()):
             password = secrets.token_urlsafe(9)

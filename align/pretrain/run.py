@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import torch
@@ -45,3 +46,8 @@ def _export(adapter: QwenImageAdapter, start, config: PretrainConfig) -> None:
     )
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(config.output)
+    # transformers would load the text encoder as it was stored, diffusers everything else in
+    # float32: the stock pipeline then stops at the first product of the two.
+    path = config.output / "text_encoder" / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

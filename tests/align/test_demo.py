@@ -57,7 +57,7 @@ def test_the_studio_has_work_for_a_person_and_the_runs(demo):
     claim = store.claim(store.user("admin").id)
     assert claim is not None
     assert claim.question == Question.OVERALL
-    assert store.progress(store.user("admin").id).remaining == 3
+    assert store.progress(store.user("admin").id).remaining >= 3  # and what designers skipped
     runs = {run.id.rsplit("-", 1)[-1]: run for run in store.runs()}
     assert {"sft", "sft_continued", "reward", "dpo", "grpo"} <= runs.keys()
     digest = json.loads((demo.folder / "report.json").read_text())["snapshot_digest"]

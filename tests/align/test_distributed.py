@@ -67,7 +67,9 @@ def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
         assert found[step].keys() == row.keys()
         for name in ("loss", "validation/loss", "grad_norm", "reward"):
             if name in row:
-                assert found[step][name] == pytest.approx(row[name], abs=tolerance), (step, name)
+                assert found[step][name] == pytest.approx(
+                    row[name], rel=tolerance, abs=tolerance
+                ), (step, name)
 
 
 def test_two_processes_follow_one(launched, alone):
