@@ -147,18 +147,18 @@ def _edges(gray: np.ndarray) -> np.ndarray:
 def studio_designers() -> tuple[Designer, ...]:
     """The three designers of the demo."""
     return (
-        Designer("ada", {"aesthetics": 1.0, "instruction": 1.5, "detail": 1.0}, noise=0.03),
+        Designer("ada", {"aesthetics": 1.0, "instruction": 1.5, "detail": 1.0}, noise=0.01),
         Designer(
             "bo",
             {"aesthetics": 1.5, "instruction": 1.0, "detail": 0.7},
-            noise=0.05,
+            noise=0.018,
             eyes=_DEUTAN,
             blind_to=("button",),
         ),
         Designer(
             "chen",
             {"aesthetics": 0.8, "instruction": 1.2, "detail": 1.6},
-            noise=0.04,
+            noise=0.014,
             blind_to=("edges",),
         ),
     )
