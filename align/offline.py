@@ -103,6 +103,9 @@ def train_dpo(config: DPOConfig) -> RunResult:
     held = PairBatches(held_out, features, draws, validation.draws, prefix="validation/")
     if cached:
         trainer.engine.model.eval()
+        if trainer.run.checkpoints.latest() is None:
+            # Left by an attempt that may have had another model.
+            trainer.forget("reference_errors_*.safetensors")
         for name, part in (("train", batches), ("validation", held)):
             path = trainer.run.path / f"reference_errors_{name}.safetensors"
             part.reference_errors = reference_errors(path, trainer.engine, policy, part, plan.micro)

@@ -101,6 +101,11 @@ class Policy:
         finally:
             self._reference_depth -= 1
 
+    def move_reference(self, device: torch.device | str) -> None:
+        """Bring a frozen copy to where it computes; the trained weights are placed elsewhere."""
+        if self._reference is not None:
+            self._reference.to(device)
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.transformer.parameters() if p.requires_grad]
 

@@ -8,6 +8,7 @@ continues with the numbers it would have had.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from align.policy import Policy
 from align.run import RunFolder, RunResult
 
 __all__ = ["Patience", "Trainer"]
+
+logger = logging.getLogger(__name__)
 
 StepFn = Callable[[int], dict[str, float]]
 
@@ -83,6 +86,14 @@ class Trainer:
             )
         self.engine.barrier()
 
+    def forget(self, pattern: str) -> None:
+        """Remove files of an earlier attempt from the run folder."""
+        self.engine.barrier()
+        if self.engine.is_main:
+            for path in self.run.path.glob(pattern):
+                path.unlink()
+        self.engine.barrier()
+
     def encoder(self) -> FeatureEncoder:
         """The encoder of images and prompts, with its cache."""
         folder = self.config.cache_dir or self.run.path / "cache"
@@ -107,6 +118,7 @@ class Trainer:
             gradient_checkpointing=config.gradient_checkpointing,
             seed=config.seed,
         )
+        self.policy.move_reference(self.engine.device)
         self.policy.transformer = self.engine.prepare(
             self.policy.transformer, accumulation, micro_batch_size
         )
@@ -184,6 +196,14 @@ class Trainer:
             raise ValueError(
                 f"{folder} was written by {state['backend']}, this launch is "
                 f"{self.engine.backend}: continue with the launcher's old settings"
+            )
+        if state["threads"] != torch.get_num_threads():
+            logger.warning(
+                "%s was written with %d threads, this process has %d: on a CPU the numbers will "
+                "differ in their last bits (set OMP_NUM_THREADS)",
+                folder,
+                state["threads"],
+                torch.get_num_threads(),
             )
         self.engine.load(folder)
         for name, value in state["patience"].items():

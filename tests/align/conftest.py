@@ -27,6 +27,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def untrained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same classes with random weights, for trainers that must have something to learn."""
+    from align.tiny_model import build_random_pipeline
+
+    return build_random_pipeline(tmp_path_factory.mktemp("untrained") / "pipeline")
+
+
+@pytest.fixture(scope="session")
 def adapter(tiny_folder: Path) -> QwenImageAdapter:
     """The pipeline in float32; shared, so tests train copies of its transformer."""
     return QwenImageAdapter.from_pretrained(tiny_folder)

@@ -90,25 +90,25 @@ def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
         read_metrics(path)
 
 
-def test_a_full_disk_names_the_checkpoint_and_keeps_the_last_good_one(tiny_folder, tmp_path):
+def test_a_full_disk_names_the_checkpoint_and_keeps_the_last_good_one(untrained_folder, tmp_path):
     data, out = write_data(tmp_path / "data"), tmp_path / "run"
     script = DISK_FULL.format(tests=str(Path(__file__).parent))
     done = subprocess.run(
-        [sys.executable, "-c", script, data, tiny_folder, out], capture_output=True, text=True
+        [sys.executable, "-c", script, data, untrained_folder, out], capture_output=True, text=True
     )
     assert done.stdout.strip().startswith(f"cannot write {out}/checkpoints/step-00000004: "), (
         done.stdout + done.stderr[-2000:]
     )
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000002"]
-    train_sft(sft_config(data, tiny_folder, out, max_steps=6, save_every=2))
+    train_sft(sft_config(data, untrained_folder, out, max_steps=6, save_every=2))
     assert sorted(losses(out)) == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_an_unusable_output_folder_is_named(tiny_folder, tmp_path):
+def test_an_unusable_output_folder_is_named(untrained_folder, tmp_path):
     data = write_data(tmp_path / "data")
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(ValueError, match=f"output_dir {blocked} is a file"):
-        train_sft(sft_config(data, tiny_folder, blocked))
+        train_sft(sft_config(data, untrained_folder, blocked))
     with pytest.raises(OSError, match=f"cannot write {blocked}/run: Not a directory"):
-        train_sft(sft_config(data, tiny_folder, blocked / "run"))
+        train_sft(sft_config(data, untrained_folder, blocked / "run"))

@@ -27,12 +27,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(data: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(data: Path, untrained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of launched_runs.py in this one process."""
     out = tmp_path_factory.mktemp("alone")
-    train_sft(sft_config(data, tiny_folder, out / "sft"))
-    train_dpo(dpo_config(data, tiny_folder, out / "dpo", **DPO))
-    train_grpo(grpo_config(data, tiny_folder, out / "grpo", **GRPO), FirstChannel())
+    train_sft(sft_config(data, untrained_folder, out / "sft"))
+    train_dpo(dpo_config(data, untrained_folder, out / "dpo", **DPO))
+    train_grpo(grpo_config(data, untrained_folder, out / "grpo", **GRPO), FirstChannel())
     return out
 
 
@@ -40,7 +40,7 @@ def alone(data: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactor
 def launched(
     request: pytest.FixtureRequest,
     data: Path,
-    tiny_folder: Path,
+    untrained_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     out = tmp_path_factory.mktemp(request.param)
@@ -48,7 +48,7 @@ def launched(
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", configs_folder() / f"accelerate/{request.param}_cpu.yaml"),
         *("--main_process_port", "0"),
-        *(Path(__file__).with_name("launched_runs.py"), data, tiny_folder, out),
+        *(Path(__file__).with_name("launched_runs.py"), data, untrained_folder, out),
     ]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -85,7 +85,7 @@ def test_a_continued_run_gives_the_same_numbers(launched):
     assert read_json(launched / "continued" / "run.json")["attempts"] == 2
 
 
-def test_each_saves_a_pipeline_that_draws(launched, alone, tiny_folder):
+def test_each_saves_a_pipeline_that_draws(launched, alone, untrained_folder):
     """The averaged weights of one process within rounding, and stock diffusers draws with them."""
 
     def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -97,8 +97,8 @@ def test_each_saves_a_pipeline_that_draws(launched, alone, tiny_folder):
         torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
     pipeline = DiffusionPipeline.from_pretrained(launched / "sft" / "final")
     pipeline.set_progress_bar_config(disable=True)
-    assert draw(pipeline).tobytes() != draw_base(tiny_folder).tobytes()
-    pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+    assert draw(pipeline).tobytes() != draw_base(untrained_folder).tobytes()
+    pipeline = DiffusionPipeline.from_pretrained(untrained_folder)
     pipeline.load_lora_weights(launched / "dpo" / "final")
     assert pipeline.get_list_adapters()["transformer"]
 

@@ -40,11 +40,11 @@ def test_a_batch_is_shared_out_without_rest():
         BatchPlan.make(12, 4, processes=2, rank=0)
 
 
-def test_eight_by_one_is_one_by_eight(data, tiny_folder, tmp_path):
+def test_eight_by_one_is_one_by_eight(data, untrained_folder, tmp_path):
     """The average, the clipping and the caption dropout included."""
     shared = {"batch_size": 8, "max_steps": 4, "save_every": 0, "validation": {"every": 0}}
-    train_sft(sft_config(data, tiny_folder, tmp_path / "one", **shared))
-    train_sft(sft_config(data, tiny_folder, tmp_path / "eight", micro_batch_size=1, **shared))
+    train_sft(sft_config(data, untrained_folder, tmp_path / "one", **shared))
+    train_sft(sft_config(data, untrained_folder, tmp_path / "eight", micro_batch_size=1, **shared))
     one, eight = losses(tmp_path / "one"), losses(tmp_path / "eight")
     for step in range(1, 5):
         assert eight[step] == pytest.approx(one[step], abs=1e-5)
@@ -66,11 +66,11 @@ def test_the_average_is_that_of_the_formula_and_is_put_off_again():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    data, tiny_folder, tmp_path
+    data, untrained_folder, tmp_path
 ):
     config = sft_config(
         data,
-        tiny_folder,
+        untrained_folder,
         tmp_path / "run",
         optimizer={"lr": 1e30, "max_grad_norm": 0},
         save_every=1,
@@ -83,11 +83,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert kept == ["step-00000001"]
 
 
-def test_bf16_training_follows_float32(data, tiny_folder, tmp_path):
+def test_bf16_training_follows_float32(data, untrained_folder, tmp_path):
     shared = {"max_steps": 3, "save_every": 0, "validation": {"every": 0}}
-    train_sft(sft_config(data, tiny_folder, tmp_path / "fp32", **shared))
+    train_sft(sft_config(data, untrained_folder, tmp_path / "fp32", **shared))
     config = sft_config(
-        data, tiny_folder, tmp_path / "bf16", mixed_precision="bf16",
+        data, untrained_folder, tmp_path / "bf16", mixed_precision="bf16",
         gradient_checkpointing=True, **shared,
     )  # fmt: skip
     train_sft(config)

@@ -41,9 +41,14 @@ def draw(pipeline: DiffusionPipeline) -> torch.Tensor:
     )
 
 
-def test_sft_learns_and_its_run_folder_tells_everything(data, tiny_folder, tmp_path):
+def test_sft_learns_and_its_run_folder_tells_everything(data, untrained_folder, tmp_path):
     config = sft_config(
-        data, tiny_folder, tmp_path / "run", max_steps=30, save_every=0, trackers=["tensorboard"]
+        data,
+        untrained_folder,
+        tmp_path / "run",
+        max_steps=30,
+        save_every=0,
+        trackers=["tensorboard"],
     )
     result = train_sft(config)
     rows = losses(result.folder)
@@ -59,15 +64,15 @@ def test_sft_learns_and_its_run_folder_tells_everything(data, tiny_folder, tmp_p
     assert info["code"]["version"]
     assert list((result.folder / "trackers").glob("events.*"))
     trained = draw(DiffusionPipeline.from_pretrained(result.export))
-    base = draw(DiffusionPipeline.from_pretrained(tiny_folder))
+    base = draw(DiffusionPipeline.from_pretrained(untrained_folder))
     assert trained.shape == base.shape
     assert not torch.equal(trained, base)
 
 
-def test_sft_stops_when_the_held_out_loss_stops_falling(data, tiny_folder, tmp_path):
+def test_sft_stops_when_the_held_out_loss_stops_falling(data, untrained_folder, tmp_path):
     config = sft_config(
         data,
-        tiny_folder,
+        untrained_folder,
         tmp_path / "run",
         optimizer={"lr": 1e-12},
         ema=None,
@@ -77,12 +82,12 @@ def test_sft_stops_when_the_held_out_loss_stops_falling(data, tiny_folder, tmp_p
     assert train_sft(config).steps == 4
 
 
-def test_nothing_held_out_is_said(data, tiny_folder, tmp_path):
-    config = sft_config(data, tiny_folder, tmp_path / "run", validation={"fraction": 0.0})
+def test_nothing_held_out_is_said(data, untrained_folder, tmp_path):
+    config = sft_config(data, untrained_folder, tmp_path / "run", validation={"fraction": 0.0})
     with pytest.raises(ValueError, match=r"sft\.jsonl has no held-out prompts"):
         train_sft(config)
     config = sft_config(
-        data, tiny_folder, tmp_path / "run", data={"path": data / "sft.jsonl", "min_score": 6}
+        data, untrained_folder, tmp_path / "run", data={"path": data / "sft.jsonl", "min_score": 6}
     )
     with pytest.raises(ValueError, match=r"sft\.jsonl has no image with a score of at least 6"):
         train_sft(config)
@@ -94,11 +99,11 @@ def test_a_missing_model_is_named(data, tmp_path):
 
 
 def test_dpo_with_a_lora_prefers_the_chosen_and_exports_what_diffusers_loads(
-    data, tiny_folder, tmp_path
+    data, untrained_folder, tmp_path
 ):
     config = dpo_config(
         data,
-        tiny_folder,
+        untrained_folder,
         tmp_path / "run",
         lora={"rank": 4},
         optimizer={"lr": 3e-3},
@@ -112,20 +117,22 @@ def test_dpo_with_a_lora_prefers_the_chosen_and_exports_what_diffusers_loads(
     assert sum(rows[step]["rewards/accuracies"] for step in range(16, 21)) / 5 > 0.9
     assert rows[20]["rewards/margins"] > 0.1
     assert "validation/rewards/accuracies" in rows[20]
-    pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+    pipeline = DiffusionPipeline.from_pretrained(untrained_folder)
     base = draw(pipeline)
     pipeline.load_lora_weights(result.export)
     assert not torch.equal(draw(pipeline), base)
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_cached_reference_errors_are_those_of_a_live_reference(data, tiny_folder, tmp_path, lora):
+def test_cached_reference_errors_are_those_of_a_live_reference(
+    data, untrained_folder, tmp_path, lora
+):
     """The first step is in the reference itself; the second sees how far the policy has gone."""
     margins = []
     for mode in ("cached", "live"):
         config = dpo_config(
             data,
-            tiny_folder,
+            untrained_folder,
             tmp_path / mode,
             reference={"mode": mode, "draws": 1},
             lora=lora,
@@ -143,13 +150,17 @@ def test_cached_reference_errors_are_those_of_a_live_reference(data, tiny_folder
     assert stored.shape == (12, 1, 2)
 
 
-def test_dpo_from_a_snapshot_is_dpo_from_its_pairs(data, tiny_folder, tmp_path):
+def test_dpo_from_a_snapshot_is_dpo_from_its_pairs(data, untrained_folder, tmp_path):
     snapshot = tmp_path / "snapshot"
     pairs = write_snapshot(data, snapshot)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     common = {"max_steps": 2, "save_every": 0, "batch_size": 2}
     shot = dpo_config(
-        data, tiny_folder, tmp_path / "a", data={"type": "snapshot", "path": snapshot}, **common
+        data,
+        untrained_folder,
+        tmp_path / "a",
+        data={"type": "snapshot", "path": snapshot},
+        **common,
     )
     result = train_dpo(shot)
     info = read_json(result.folder / "run.json")
@@ -157,7 +168,7 @@ def test_dpo_from_a_snapshot_is_dpo_from_its_pairs(data, tiny_folder, tmp_path):
     assert (info["data"]["train"], info["data"]["validation"]) == (2, 0)
     plain = dpo_config(
         data,
-        tiny_folder,
+        untrained_folder,
         tmp_path / "b",
         data={"type": "jsonl", "path": tmp_path / "pairs.jsonl"},
         **common,
@@ -166,11 +177,11 @@ def test_dpo_from_a_snapshot_is_dpo_from_its_pairs(data, tiny_folder, tmp_path):
     assert read_json(tmp_path / "b" / "run.json")["data"]["train"] == 2
 
 
-def test_an_empty_snapshot_is_refused(data, tiny_folder, tmp_path):
+def test_an_empty_snapshot_is_refused(data, untrained_folder, tmp_path):
     write_snapshot(data, tmp_path / "snapshot")
     config = dpo_config(
         data,
-        tiny_folder,
+        untrained_folder,
         tmp_path / "run",
         data={"type": "snapshot", "path": tmp_path / "snapshot", "splits": ["test"]},
     )

@@ -36,10 +36,10 @@ class Scorer:
         return [self._score(i, item) for i, item in enumerate(items)]
 
 
-def test_the_reward_rises_and_the_first_ratio_is_one(data, tiny_folder, tmp_path):
+def test_the_reward_rises_and_the_first_ratio_is_one(data, untrained_folder, tmp_path):
     config = grpo_config(
         data,
-        tiny_folder,
+        untrained_folder,
         tmp_path / "run",
         lora=None,
         optimizer={"lr": 3e-4},
@@ -60,10 +60,10 @@ def test_the_reward_rises_and_the_first_ratio_is_one(data, tiny_folder, tmp_path
     assert (result.export / "model_index.json").is_file()
 
 
-def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, tiny_folder, tmp_path):
+def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, untrained_folder, tmp_path):
     config = grpo_config(
         data,
-        tiny_folder,
+        untrained_folder,
         tmp_path / "run",
         rollout={"height": 32, "width": 32, "num_steps": 4, "window": 2, "guidance_scale": 2.0},
         updates_per_rollout=2,
@@ -78,9 +78,9 @@ def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, tiny_fol
     assert rows[2]["log_ratio_abs"] > 0
 
 
-def test_a_scorer_of_images_gets_images_and_its_prompt(data, tiny_folder, tmp_path):
+def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, tmp_path):
     scorer = Scorer(lambda i, item: Score(float(i)), needs=("image",))
-    config = grpo_config(data, tiny_folder, tmp_path / "run", max_steps=1, save_every=0)
+    config = grpo_config(data, untrained_folder, tmp_path / "run", max_steps=1, save_every=0)
     train_grpo(config, scorer)
     assert len(scorer.items) == 8
     assert len({item.sample_id for item in scorer.items}) == 8
@@ -108,16 +108,16 @@ def test_a_scorer_of_images_gets_images_and_its_prompt(data, tiny_folder, tmp_pa
     ],
 )
 def test_rewards_that_teach_nothing_stop_the_run(
-    data, tiny_folder, tmp_path, score, error, message
+    data, untrained_folder, tmp_path, score, error, message
 ):
-    config = grpo_config(data, tiny_folder, tmp_path / "run")
+    config = grpo_config(data, untrained_folder, tmp_path / "run")
     with pytest.raises(error, match=message):
         train_grpo(config, Scorer(score))
     assert losses(config.output_dir) == {}
     assert not (config.output_dir / "final").exists()
 
 
-def test_a_replay_that_differs_stops_the_run(data, tiny_folder, tmp_path, monkeypatch):
+def test_a_replay_that_differs_stops_the_run(data, untrained_folder, tmp_path, monkeypatch):
     """As if the weights that draw were not the weights that train."""
     import align.online
 
@@ -131,20 +131,20 @@ def test_a_replay_that_differs_stops_the_run(data, tiny_folder, tmp_path, monkey
 
     monkeypatch.setattr(align.online, "draw_rollout", draw_then_change)
     with pytest.raises(PreflightError, match=r"log-ratios up to [\d.]+ nats where 0\.0001"):
-        train_grpo(grpo_config(data, tiny_folder, tmp_path / "run"), FirstChannel())
+        train_grpo(grpo_config(data, untrained_folder, tmp_path / "run"), FirstChannel())
 
 
-def test_a_kl_without_gradient_stops_the_run(data, tiny_folder, tmp_path, monkeypatch):
+def test_a_kl_without_gradient_stops_the_run(data, untrained_folder, tmp_path, monkeypatch):
     import align.preflight
 
     monkeypatch.setattr(
         align.preflight, "gaussian_kl", lambda mean, other, std: (mean.detach() - other).sum(1)
     )
     with pytest.raises(PreflightError, match="KL to the reference has a gradient of norm 0"):
-        train_grpo(grpo_config(data, tiny_folder, tmp_path / "run"), FirstChannel())
+        train_grpo(grpo_config(data, untrained_folder, tmp_path / "run"), FirstChannel())
 
 
-def test_a_reward_model_below_its_gate_is_refused(data, tiny_folder, tmp_path):
+def test_a_reward_model_below_its_gate_is_refused(data, untrained_folder, tmp_path):
     from rewards.folder import REPORT_FILE, WEIGHTS_FILE, file_sha256
 
     folder = tmp_path / "reward"
@@ -154,25 +154,25 @@ def test_a_reward_model_below_its_gate_is_refused(data, tiny_folder, tmp_path):
     report |= {"ci_low": 0.5, "ci_high": 0.6, "ceiling": 0.8}
     (folder / REPORT_FILE).write_text(json.dumps(report))
     config = grpo_config(
-        data, tiny_folder, tmp_path / "run", reward={"path": folder, "min_accuracy": 0.6}
+        data, untrained_folder, tmp_path / "run", reward={"path": folder, "min_accuracy": 0.6}
     )
     with pytest.raises(ValueError, match=r"refused: held-out accuracy is 0\.550"):
         train_grpo(config)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="GRPO needs a reward"):
-        train_grpo(grpo_config(data, tiny_folder, tmp_path / "run"))
+        train_grpo(grpo_config(data, untrained_folder, tmp_path / "run"))
 
 
-def test_settings_that_cannot_work_are_refused(data, tiny_folder, tmp_path):
+def test_settings_that_cannot_work_are_refused(data, untrained_folder, tmp_path):
     for changes, message in (
         ({"updates_per_rollout": 4}, "max_steps must be a multiple of updates_per_rollout 4"),
         ({"lora": {"dropout": 0.1}}, r"lora\.dropout must be 0 in GRPO"),
         ({"rollout": {"num_steps": 2, "window": 3}}, "window of 3 steps does not fit"),
     ):
         with pytest.raises(ConfigError, match=message):
-            grpo_config(data, tiny_folder, tmp_path, **changes)
+            grpo_config(data, untrained_folder, tmp_path, **changes)
     with pytest.raises(ConfigError, match="give beta or beta_sum"):
-        dpo_config(data, tiny_folder, tmp_path, objective={"beta": 1, "beta_sum": 1})
+        dpo_config(data, untrained_folder, tmp_path, objective={"beta": 1, "beta_sum": 1})
 
 
 def test_the_window_stays_in_its_range_and_moves():

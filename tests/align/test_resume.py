@@ -25,13 +25,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def killed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def killed(untrained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The data, and a folder of runs that were killed after their first checkpoint."""
     data = write_data(tmp_path_factory.mktemp("data") / "data")
     out = tmp_path_factory.mktemp("killed")
     script = Path(__file__).with_name("killed_run.py")
     done = subprocess.run(
-        [sys.executable, script, data, tiny_folder, out],
+        [sys.executable, script, data, untrained_folder, out],
         env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -51,14 +51,14 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", CASES)
-def test_after_a_kill_the_losses_are_the_same_numbers(killed, tiny_folder, tmp_path, name):
+def test_after_a_kill_the_losses_are_the_same_numbers(killed, untrained_folder, tmp_path, name):
     data, out = killed
     make_config, train = CASES[name]
     checkpoints = sorted(p.name for p in (out / name / "checkpoints").glob("step-*"))
     assert checkpoints == ["step-00000005"]
     assert not (out / name / "final").exists()
-    train(make_config(data, tiny_folder, tmp_path / name))
-    result = train(make_config(data, tiny_folder, out / name))
+    train(make_config(data, untrained_folder, tmp_path / name))
+    result = train(make_config(data, untrained_folder, out / name))
     resumed, whole = losses(out / name), losses(tmp_path / name)
     assert resumed == whole
     assert max(whole) == 10
@@ -68,24 +68,24 @@ def test_after_a_kill_the_losses_are_the_same_numbers(killed, tiny_folder, tmp_p
     assert not list((out / name / "checkpoints").glob(".writing*"))
 
 
-def test_a_finished_run_is_not_run_again(killed, tiny_folder, tmp_path):
+def test_a_finished_run_is_not_run_again(killed, untrained_folder, tmp_path):
     data, _ = killed
-    config = sft_config(data, tiny_folder, tmp_path / "run", max_steps=2, save_every=0)
+    config = sft_config(data, untrained_folder, tmp_path / "run", max_steps=2, save_every=0)
     first = train_sft(config)
     stamp = (first.export / "transformer" / "config.json").stat().st_mtime_ns
     assert train_sft(config) == first
     assert (first.export / "transformer" / "config.json").stat().st_mtime_ns == stamp
 
 
-def test_another_configuration_is_refused_with_the_difference_named(killed, tiny_folder):
+def test_another_configuration_is_refused_with_the_difference_named(killed, untrained_folder):
     data, out = killed
     with pytest.raises(ValueError, match=r"optimizer\.lr: 0\.001 there, 0\.002 asked"):
-        train_sft(sft_config(data, tiny_folder, out / "sft", optimizer={"lr": 2e-3}))
+        train_sft(sft_config(data, untrained_folder, out / "sft", optimizer={"lr": 2e-3}))
 
 
-def test_other_data_under_the_same_path_is_refused(killed, tiny_folder, tmp_path):
+def test_other_data_under_the_same_path_is_refused(killed, untrained_folder, tmp_path):
     data = write_data(tmp_path / "data")
-    config = sft_config(data, tiny_folder, tmp_path / "run", max_steps=10, save_every=5)
+    config = sft_config(data, untrained_folder, tmp_path / "run", max_steps=10, save_every=5)
     from align.trainer import Trainer
 
     class Interrupted(Exception):
