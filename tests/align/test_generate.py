@@ -104,7 +104,7 @@ def test_each_prompt_has_its_candidates_and_files_are_named_by_content(whole, pr
 def test_images_are_those_of_the_stock_pipeline(tiny_folder, prompts, tmp_path, scale):
     config = config_for(tiny_folder, prompts, tmp_path / "out", guidance_scale=scale, candidates=1)
     generate(config)
-    pipeline: Any = DiffusionPipeline.from_pretrained(tiny_folder, torch_dtype=torch.float32)
+    pipeline: Any = DiffusionPipeline.from_pretrained(tiny_folder)
     pipeline.set_progress_bar_config(disable=True)
     texts = prompts.read_text(encoding="utf-8").splitlines()
     for text, candidate in zip(texts, candidates(tmp_path / "out"), strict=True):
