@@ -135,8 +135,8 @@ def build_vae(base_dim: int = 16) -> AutoencoderKLQwenImage:
     """An untrained autoencoder: 16 latent channels at an eighth of the side, unit statistics.
 
     Convolutions start with unit gain over the temporal slice that a single frame meets. PyTorch's
-    default counts all three slices and shrinks every signal threefold; from it, 1,000 steps learn
-    less than 100 do from here.
+    default counts all three slices and so shrinks the signal. In one trial of 150 steps the L1
+    error fell to 0.21 from here and to 0.35 from the default.
     """
     vae = AutoencoderKLQwenImage(
         base_dim=base_dim,

@@ -114,8 +114,8 @@ def train_curriculum(
 class MuonAdamW:
     """Muon on the matrices of the blocks, AdamW on everything else, one learning rate for both.
 
-    Muon's update is scaled to AdamW's root mean square, so the rates are comparable; on this model
-    160 steps with it reach the loss that AdamW needs several times as many for.
+    Muon's update is scaled to AdamW's root mean square, so the rates are comparable. In one trial
+    of 160 steps the loss fell to 0.28 with it (rate 2e-3) and to 0.44 with AdamW alone (1e-3).
     """
 
     def __init__(self, modules: nn.Module, weight_decay: float):
