@@ -27,6 +27,14 @@ class Question(StrEnum):
     DETAIL = "detail"
 
 
+class Criterion(StrEnum):
+    """What a reason, or a region of an image, is about."""
+
+    AESTHETICS = "aesthetics"
+    INSTRUCTION = "instruction"
+    DETAIL = "detail"
+
+
 class Outcome(StrEnum):
     """How a task ended for one annotator."""
 
@@ -35,6 +43,8 @@ class Outcome(StrEnum):
     ALL_EQUAL = "all_equal"
     SKIP = "skip"
     FLAG = "flag"
+    CANNOT_JUDGE = "cannot_judge"
+    """An image is broken or missing, or this annotator cannot tell (a language, a place)."""
 
 
 class Split(StrEnum):
@@ -94,6 +104,45 @@ class Task(Record):
     candidate_ids: tuple[str, ...] = Field(min_length=2, max_length=9)
     """In canonical order: the index here is the candidate's ordinal."""
     kind: str = "standard"
+    reference: int | None = Field(default=None, ge=0)
+    """Ordinal of the gold image in reference mode: it wins, only the worst is chosen."""
+
+    @model_validator(mode="after")
+    def _reference_is_shown(self) -> Self:
+        if self.reference is not None and self.reference >= len(self.candidate_ids):
+            raise ValueError(
+                f"reference {self.reference} is not one of the {len(self.candidate_ids)} candidates"
+            )
+        return self
+
+
+class Reason(Record):
+    """Why the best won, or why the worst lost."""
+
+    target: Literal["win", "lose"]
+    criterion: Criterion
+
+
+class Region(Record):
+    """A rectangle of a candidate that is faulty, in pixels of the stored image."""
+
+    ordinal: int = Field(ge=0)
+    x: int = Field(ge=0)
+    """Left edge."""
+    y: int = Field(ge=0)
+    """Upper edge."""
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    criterion: Criterion | None = None
+
+
+class Mark(Record):
+    """What a pick says of one candidate by itself."""
+
+    ordinal: int = Field(ge=0)
+    rating: int | None = Field(default=None, ge=1, le=5)
+    """5 is the best."""
+    thumb: Literal["up", "down"] | None = None
 
 
 class Pick(Record):
@@ -107,6 +156,12 @@ class Pick(Record):
     """Ordinal of the best candidate; set exactly when the outcome is ``picked``."""
     lose: int | None = None
     """Ordinal of the worst candidate; set exactly when the outcome is ``picked``."""
+    reasons: tuple[Reason, ...] = ()
+    """Sorted by target and criterion."""
+    regions: tuple[Region, ...] = ()
+    """Sorted by ordinal and place."""
+    marks: tuple[Mark, ...] = ()
+    """At most one of each candidate, sorted by ordinal."""
 
     @model_validator(mode="after")
     def _ordinals_follow_outcome(self) -> Self:

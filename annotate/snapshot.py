@@ -47,6 +47,11 @@ RECORD_FILES: dict[str, type[Record]] = {
     "tasks.jsonl": Task,
     "picks.jsonl": Pick,
 }
+# Left out where they say nothing, so that what was cut before they came keeps its digest.
+LATER_FIELDS: dict[type[Record], tuple[str, ...]] = {
+    Task: ("reference",),
+    Pick: ("reasons", "regions", "marks"),
+}
 R = TypeVar("R", bound=Record)
 # JSON leaves these as they are, and str.splitlines() cuts there.
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
@@ -261,7 +266,15 @@ def json_line(value: Any) -> str:
 
 
 def _to_lines(records: Iterable[Record]) -> bytes:
-    return "".join(json_line(r.model_dump(mode="json")) + "\n" for r in records).encode()
+    return "".join(json_line(_values(record)) + "\n" for record in records).encode()
+
+
+def _values(record: Record) -> dict[str, Any]:
+    values = record.model_dump(mode="json")
+    for name in LATER_FIELDS.get(type(record), ()):
+        if values[name] in (None, []):
+            del values[name]
+    return values
 
 
 def _from_lines(record: type[R], data: bytes, path: Path) -> list[R]:

@@ -28,12 +28,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from annotate.schema import Outcome, Question, Split
+from annotate.schema import Criterion, Outcome, Question, Split
 
 MAX_CANDIDATES = 9
 ROLES = ("annotator", "reviewer", "lead", "engineer", "admin")
 SLOT_STATES = ("open", "leased", "done", "skipped", "void")
 PICK_STATUSES = ("current", "withdrawn", "void")
+REASON_TARGETS = ("win", "lose")
+THUMBS = ("up", "down")
 RUN_STATUSES = ("running", "finished", "failed", "stopped")
 
 
@@ -64,7 +66,9 @@ QueryJSON = JSON().with_variant(JSONB(), "postgresql")
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def one_of(column: str, values: tuple[str, ...] | type[Outcome | Question | Split]) -> str:
+def one_of(
+    column: str, values: tuple[str, ...] | type[Criterion | Outcome | Question | Split]
+) -> str:
     """SQL text of a CHECK that ``column`` is one of ``values``."""
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
@@ -150,6 +154,7 @@ class TaskRow(Base):
         CheckConstraint(one_of("question", Question), name="question"),
         CheckConstraint(f"n_candidates BETWEEN 2 AND {MAX_CANDIDATES}", name="n_candidates"),
         CheckConstraint("k_required >= 0", name="k_required"),
+        CheckConstraint("reference BETWEEN 0 AND n_candidates - 1", name="reference"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -158,6 +163,8 @@ class TaskRow(Base):
     kind: Mapped[str]
     n_candidates: Mapped[int]
     k_required: Mapped[int]
+    reference: Mapped[int | None]
+    """Ordinal of the gold image in reference mode."""
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
 
 
@@ -251,6 +258,7 @@ class PickRow(Base):
         ),
         UniqueConstraint("annotator_id", "idempotency_key"),
         UniqueConstraint("task_id", "annotator_id", "revision"),
+        UniqueConstraint("id", "task_id"),
         CheckConstraint(one_of("outcome", Outcome), name="outcome"),
         CheckConstraint(one_of("status", PICK_STATUSES), name="status"),
         CheckConstraint(
@@ -292,6 +300,79 @@ class PickRow(Base):
     first_action_ms: Mapped[int | None]
     telemetry: Mapped[dict[str, Any]] = mapped_column(QueryJSON)
     submitted_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    guideline_version: Mapped[int | None] = mapped_column(ForeignKey("guideline.version"))
+    """The guideline that the annotator had; None where the studio has written none."""
+
+
+class PickReasonRow(Base):
+    """Why the best won, or the worst lost."""
+
+    __tablename__ = "pick_reason"
+    __table_args__ = (
+        CheckConstraint(one_of("target", REASON_TARGETS), name="target"),
+        CheckConstraint(one_of("criterion", Criterion), name="criterion"),
+    )
+
+    pick_id: Mapped[int] = mapped_column(RowId, ForeignKey("pick.id"), primary_key=True)
+    target: Mapped[str] = mapped_column(primary_key=True)
+    criterion: Mapped[str] = mapped_column(primary_key=True)
+
+
+class PickRegionRow(Base):
+    """A faulty rectangle of a candidate, in pixels of the stored image."""
+
+    __tablename__ = "pick_region"
+    __table_args__ = (
+        ForeignKeyConstraint(["pick_id", "task_id"], ["pick.id", "pick.task_id"]),
+        ForeignKeyConstraint(
+            ["task_id", "ordinal"], ["task_candidate.task_id", "task_candidate.ordinal"]
+        ),
+        CheckConstraint("x >= 0 AND y >= 0 AND width > 0 AND height > 0", name="box"),
+        CheckConstraint(one_of("criterion", Criterion), name="criterion"),
+    )
+
+    pick_id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    task_id: Mapped[str]
+    ordinal: Mapped[int]
+    x: Mapped[int]
+    y: Mapped[int]
+    width: Mapped[int]
+    height: Mapped[int]
+    criterion: Mapped[str | None]
+
+
+class PickMarkRow(Base):
+    """What a pick says of one candidate by itself: a rating, a thumb."""
+
+    __tablename__ = "pick_mark"
+    __table_args__ = (
+        ForeignKeyConstraint(["pick_id", "task_id"], ["pick.id", "pick.task_id"]),
+        ForeignKeyConstraint(
+            ["task_id", "ordinal"], ["task_candidate.task_id", "task_candidate.ordinal"]
+        ),
+        CheckConstraint("rating BETWEEN 1 AND 5", name="rating"),
+        CheckConstraint(one_of("thumb", THUMBS), name="thumb"),
+        CheckConstraint("rating IS NOT NULL OR thumb IS NOT NULL", name="says_something"),
+    )
+
+    pick_id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    task_id: Mapped[str]
+    rating: Mapped[int | None]
+    thumb: Mapped[str | None]
+
+
+class GuidelineRow(Base):
+    """One version of the labelling guideline; a version is never changed."""
+
+    __tablename__ = "guideline"
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    content: Mapped[dict[str, Any]] = mapped_column(ExactJSON)
+    """An `annotate.store.models.Guideline`."""
+    author_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
 
 
 class SnapshotRow(Base):

@@ -5,7 +5,8 @@
         store.submit(user.id, Submission(...))
 
 Each part of the class is a module of its own: accounts (`users`), what is judged (`content`,
-`tasks`), annotators' work (`work`), images (`media`), and what comes out (`results`).
+`tasks`, `guidelines`), annotators' work (`work`, `leases`, `details`, `history`), images (`media`),
+and what comes out (`results`).
 """
 
 from annotate.store.content import ContentStore
@@ -16,9 +17,13 @@ from annotate.store.errors import (
     StoreAccessError,
     StoreError,
 )
+from annotate.store.guidelines import GuidelineStore
+from annotate.store.history import HistoryStore
 from annotate.store.models import (
     Answer,
     Claim,
+    Guideline,
+    GuidelineVersion,
     Progress,
     SnapshotEntry,
     StoredPick,
@@ -28,12 +33,13 @@ from annotate.store.models import (
 )
 from annotate.store.tasks import TaskStore
 from annotate.store.users import UserStore
-from annotate.store.work import WorkStore
 
 __all__ = [
     "Answer",
     "Claim",
     "ConflictError",
+    "Guideline",
+    "GuidelineVersion",
     "LeaseError",
     "NotFoundError",
     "PreferenceStore",
@@ -48,5 +54,5 @@ __all__ = [
 ]
 
 
-class PreferenceStore(UserStore, ContentStore, TaskStore, WorkStore):
+class PreferenceStore(UserStore, ContentStore, TaskStore, GuidelineStore, HistoryStore):
     """An open preference store; make one with `PreferenceStore.open`."""

@@ -29,8 +29,9 @@ class MediaStore(StoreBase):
     def media(self, user_id: int, token: str) -> Path:
         """The PNG file behind a token of this user.
 
-        Tokens from a claim show the images of the user's own tasks; those from `media_token` any
-        candidate, for as long as the user is a reviewer or above.
+        Tokens from a claim show the images of the user's own tasks, those from `example_token` an
+        image of the guideline; those from `media_token` any candidate, for as long as the user is
+        a reviewer or above.
 
         Raises:
             NotFoundError: no such image for this user; the same error whatever the reason.
@@ -38,7 +39,7 @@ class MediaStore(StoreBase):
         refused = NotFoundError("there is no such image for this user")
         kind, _, name = self._unseal(user_id, token, refused).partition(":")
         query = select(CandidateRow.image_sha256)
-        if kind == "candidate":
+        if kind in ("candidate", "example"):
             query = query.where(CandidateRow.id == name)
         else:
             task_id, _, ordinal = name.partition(":")
@@ -61,6 +62,30 @@ class MediaStore(StoreBase):
         if not user.at_least("reviewer"):
             raise StoreError(f"{user.name} is {user.role}; choosing images takes a reviewer")
         return self._seal(user.id, f"candidate:{candidate_id}")
+
+    def example_token(self, user_id: int, candidate_id: str) -> str:
+        """A token by which any user sees an image of the guideline."""
+        return self._seal(user_id, f"example:{candidate_id}")
+
+    def candidate_of_token(self, user_id: int, token: str) -> str:
+        """The id of the candidate that a token of this user shows.
+
+        Raises:
+            NotFoundError: no such image for this user.
+        """
+        refused = NotFoundError("there is no such image for this user")
+        kind, _, name = self._unseal(user_id, token, refused).partition(":")
+        if kind != "shown":
+            return name
+        task_id, _, ordinal = name.partition(":")
+        query = select(TaskCandidateRow.candidate_id).where(
+            TaskCandidateRow.task_id == task_id, TaskCandidateRow.ordinal == int(ordinal)
+        )
+        with self._read() as session:
+            candidate_id = session.scalar(query)
+        if candidate_id is None:
+            raise refused
+        return candidate_id
 
     def _shown_token(self, user_id: int, task_id: str, ordinal: int) -> str:
         return self._seal(user_id, f"shown:{task_id}:{ordinal}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from annotate.schema import Outcome, Pick, Question, Record
+from annotate.schema import Criterion, Outcome, Pick, Question, Reason, Record
 
 ROLE_LEVEL = {"annotator": 0, "reviewer": 1, "lead": 2, "engineer": 2, "admin": 3}
 
@@ -57,6 +57,35 @@ class Claim:
     sizes: tuple[tuple[int, int], ...]
     """(width, height) in pixels per display position."""
     progress: Progress
+    reference_position: int | None = None
+    """Where the gold image of reference mode stands: it wins, only the worst is chosen."""
+    previous: ShownAnswer | None = None
+    """The answer that this annotator took back, to go on from."""
+
+
+class ShownRegion(Record):
+    """A faulty rectangle of the candidate at ``position``, in pixels of the stored image."""
+
+    position: int = Field(ge=0)
+    x: int = Field(ge=0)
+    y: int = Field(ge=0)
+    width: int = Field(ge=1, lt=2**31)
+    height: int = Field(ge=1, lt=2**31)
+    criterion: Criterion | None = None
+
+
+class ShownMark(Record):
+    """A rating or a thumb, or both, for the candidate at ``position``."""
+
+    position: int = Field(ge=0)
+    rating: int | None = Field(default=None, ge=1, le=5)
+    thumb: Literal["up", "down"] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.rating is None and self.thumb is None:
+            raise ValueError("a mark has a rating or a thumb")
+        return self
 
 
 class Submission(Record):
@@ -71,6 +100,12 @@ class Submission(Record):
     lose_position: int | None = Field(default=None, ge=0)
     note: str = Field(default="", max_length=2000)
     """Free text; required for ``flag``."""
+    reasons: tuple[Reason, ...] = Field(default=(), max_length=6)
+    """Why the best won and the worst lost; for ``picked`` alone."""
+    regions: tuple[ShownRegion, ...] = Field(default=(), max_length=32)
+    marks: tuple[ShownMark, ...] = Field(default=(), max_length=9)
+    guideline_version: int | None = None
+    """The guideline that the annotator had on the page."""
     active_ms: int | None = Field(default=None, ge=0, lt=2**31)
     wall_ms: int | None = Field(default=None, ge=0, lt=2**31)
     first_action_ms: int | None = Field(default=None, ge=0, lt=2**31)
@@ -90,6 +125,77 @@ class Submission(Record):
         if self.outcome == Outcome.FLAG and not self.note.strip():
             raise ValueError("outcome 'flag' needs a note that says what is wrong")
         return self
+
+    @model_validator(mode="after")
+    def _details_are_single(self) -> Self:
+        if self.reasons and self.outcome != Outcome.PICKED:
+            raise ValueError(f"outcome {self.outcome.value!r} takes no reasons")
+        if len(set(self.reasons)) != len(self.reasons):
+            raise ValueError("a reason stands twice")
+        positions = [mark.position for mark in self.marks]
+        if len(set(positions)) != len(positions):
+            raise ValueError("a candidate has two marks")
+        return self
+
+
+@dataclass(frozen=True)
+class ShownAnswer:
+    """An answer by positions on the screen, as the browser shows it again."""
+
+    outcome: Outcome
+    win_position: int | None
+    lose_position: int | None
+    reasons: tuple[Reason, ...] = ()
+    regions: tuple[ShownRegion, ...] = ()
+    marks: tuple[ShownMark, ...] = ()
+
+
+@dataclass(frozen=True)
+class OwnPick:
+    """One of an annotator's own answers, as their history shows it."""
+
+    number: int
+    """Grows with time; for paging."""
+    submitted_at: datetime
+    outcome: Outcome
+    question: Question
+    prompt: str
+    lang: str
+    win: str | None
+    """A media token."""
+    lose: str | None
+    active_ms: int | None
+
+
+class Example(Record):
+    """A worked example of a guideline: the better of two images, and why."""
+
+    question: Question
+    win_id: str
+    lose_id: str
+    why: dict[str, str]
+    """The explanation by language."""
+
+
+GuidelineText = Annotated[str, Field(max_length=20_000)]
+
+
+class Guideline(Record):
+    """How to judge: a text for each question and language, and worked examples."""
+
+    texts: dict[Literal["en", "zh"], dict[Literal["general"] | Question, GuidelineText]]
+    examples: tuple[Example, ...] = Field(default=(), max_length=60)
+
+
+@dataclass(frozen=True)
+class GuidelineVersion:
+    """One version as it was stored."""
+
+    version: int
+    guideline: Guideline
+    author: str
+    """The account's name."""
+    created_at: datetime
 
 
 class Answer(Record):

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from annotate.assignment import keyed_digest
 from annotate.schema import Candidate, Outcome, Pick, Prompt, Question, Run, Split, Task
 from annotate.store.content import candidate_record, prompt_record
+from annotate.store.details import NO_DETAILS, Details, load_details
 from annotate.store.engine import StoreBase, batches
 from annotate.store.errors import NotFoundError
 from annotate.store.models import LabelEvent, SnapshotEntry, StoreStatus
@@ -34,7 +35,7 @@ class ResultStore(StoreBase):
         """The name under which an annotator appears in snapshots."""
         return keyed_digest(self._pseudonym_key, "annotator", name).hex()[:16]
 
-    def pick_record(self, row: PickRow, annotator_name: str) -> Pick:
+    def pick_record(self, row: PickRow, annotator_name: str, details: Details = NO_DETAILS) -> Pick:
         """The snapshot record of a row; its id follows from what it is, not from when it came."""
         annotator = self.pseudonym(annotator_name)
         pick_id = keyed_digest(b"pick", row.task_id, annotator, row.revision).hex()[:32]
@@ -46,6 +47,9 @@ class ResultStore(StoreBase):
             outcome=Outcome(row.outcome),
             win=row.win,
             lose=row.lose,
+            reasons=details.reasons,
+            regions=details.regions,
+            marks=details.marks,
         )
 
     def labelled(
@@ -75,8 +79,10 @@ class ResultStore(StoreBase):
         task_ids: set[str] = set()
         prompts: dict[str, Prompt] = {}
         with self._read() as session:
-            for pick, name, prompt in session.execute(query):
-                picks.append(self.pick_record(pick, name))
+            rows = session.execute(query).all()
+            details = load_details(session, (pick.id for pick, _, _ in rows))
+            for pick, name, prompt in rows:
+                picks.append(self.pick_record(pick, name, details.get(pick.id, NO_DETAILS)))
                 task_ids.add(pick.task_id)
                 if prompt.id not in prompts:
                     prompts[prompt.id] = prompt_record(prompt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -39,6 +39,7 @@ class TaskStore(StoreBase):
         kind: str = "standard",
         priority: int = 0,
         seed: int = 0,
+        references: Collection[str] = (),
     ) -> list[Task]:
         """Make tasks, each with a slot for each of its annotators.
 
@@ -50,6 +51,8 @@ class TaskStore(StoreBase):
             kind: ``standard``, or any other word that tells tasks apart (``gold``, ``repeat``).
             priority: a higher one is handed out first (see `annotate.assignment.queue_rank`).
             seed: of the random order that gives each candidate its ordinal.
+            references: ids of gold images. A task that shows one is in reference mode: the gold
+                image wins, and only the worst of the others is chosen.
         """
         if annotators_per_task < 1:
             raise StoreError(f"annotators_per_task must be at least 1, got {annotators_per_task}")
@@ -58,7 +61,8 @@ class TaskStore(StoreBase):
             "Iterable[tuple[str, Sequence[str]]]",
             candidates.items() if isinstance(candidates, Mapping) else candidates,
         )
-        made = [_make_task(prompt_id, ids, question, kind, seed) for prompt_id, ids in groups]
+        gold = frozenset(references)
+        made = [_make_task(prompt_id, ids, question, kind, seed, gold) for prompt_id, ids in groups]
         tasks = list({task.id: task for task in made}.values())
         with self._write() as session:
             _check_shown(session, tasks)
@@ -124,6 +128,7 @@ def load_tasks(session: Session, ids: Iterable[str]) -> list[Task]:
             question=Question(row.question),
             candidate_ids=tuple(shown[row.id]),
             kind=row.kind,
+            reference=row.reference,
         )
         for row in rows
     ]
@@ -131,7 +136,12 @@ def load_tasks(session: Session, ids: Iterable[str]) -> list[Task]:
 
 
 def _make_task(
-    prompt_id: str, candidate_ids: Sequence[str], question: Question, kind: str, seed: int
+    prompt_id: str,
+    candidate_ids: Sequence[str],
+    question: Question,
+    kind: str,
+    seed: int,
+    references: frozenset[str],
 ) -> Task:
     if not 2 <= len(candidate_ids) <= MAX_CANDIDATES:
         raise StoreError(
@@ -141,9 +151,20 @@ def _make_task(
     if len(set(candidate_ids)) != len(candidate_ids):
         raise StoreError(f"a candidate stands twice in the task of prompt {prompt_id!r}")
     ordered = canonical_order(candidate_ids, seed, prompt_id)
-    task_id = keyed_digest(b"task", prompt_id, question.value, kind, *ordered).hex()[:32]
+    gold = [candidate_id for candidate_id in ordered if candidate_id in references]
+    if len(gold) > 1:
+        raise StoreError(f"the task of prompt {prompt_id!r} has {len(gold)} references, at most 1")
+    if gold and len(ordered) < 3:
+        raise StoreError("in reference mode a task shows the reference and 2 or more others")
+    marker = (f"reference {gold[0]}",) if gold else ()
+    task_id = keyed_digest(b"task", prompt_id, question.value, kind, *ordered, *marker).hex()[:32]
     return Task(
-        id=task_id, prompt_id=prompt_id, question=question, candidate_ids=tuple(ordered), kind=kind
+        id=task_id,
+        prompt_id=prompt_id,
+        question=question,
+        candidate_ids=tuple(ordered),
+        kind=kind,
+        reference=ordered.index(gold[0]) if gold else None,
     )
 
 
@@ -170,7 +191,7 @@ def _insert_tasks(session: Session, tasks: Sequence[Task]) -> None:
     now = datetime.now(UTC)
     rows = [
         {
-            **task.model_dump(include={"id", "prompt_id", "question", "kind"}),
+            **task.model_dump(include={"id", "prompt_id", "question", "kind", "reference"}),
             "n_candidates": len(task.candidate_ids),
             "k_required": 0,
             "created_at": now,

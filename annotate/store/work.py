@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
-from annotate.assignment import display_order, keyed_digest
+from annotate.assignment import display_order
 from annotate.schema import Outcome, Question
+from annotate.store.details import (
+    NO_DETAILS,
+    Details,
+    details_of,
+    image_sizes,
+    load_details,
+    save_details,
+    withdrawn_answer,
+)
 from annotate.store.errors import ConflictError, LeaseError, NotFoundError, StoreError
+from annotate.store.leases import LeaseStore
 from annotate.store.media import MediaStore
 from annotate.store.models import Claim, Progress, StoredPick, Submission
 from annotate.store.results import ResultStore
 from annotate.tables import (
     AssignmentRow,
-    CandidateRow,
     PickRow,
     PromptRow,
-    TaskCandidateRow,
     TaskRow,
     UserRow,
 )
@@ -35,7 +42,7 @@ _MINE = aliased(AssignmentRow)
 _IS_OPEN = text("assignment.state = 'open'")
 
 
-class WorkStore(MediaStore, ResultStore):
+class WorkStore(LeaseStore, MediaStore, ResultStore):
     """The part of a store that hands tasks out and takes answers in.
 
     ``now`` is the clock (aware UTC); tests and simulations pass their own.
@@ -113,7 +120,8 @@ class WorkStore(MediaStore, ResultStore):
                         f"idempotency key {submission.idempotency_key!r} was used for another "
                         "answer; a new answer needs a new key"
                     )
-                return self._stored_pick(session, known)
+                details = load_details(session, [known.id]).get(known.id, NO_DETAILS)
+                return self._stored_pick(session, known, details)
             slot = session.scalar(
                 select(AssignmentRow)
                 .where(AssignmentRow.id == submission.assignment_id)
@@ -122,12 +130,13 @@ class WorkStore(MediaStore, ResultStore):
             if slot is None:
                 raise NotFoundError(f"there is no assignment {submission.assignment_id}")
             status = self._settle_slot(session, slot, user_id, submission.outcome)
-            row = self._new_pick(session, slot, user_id, submission, status)
+            row, details = self._new_pick(session, slot, user_id, submission, status)
             row.body_sha256 = body
             row.submitted_at = now
             session.add(row)
             session.flush()
-            return self._stored_pick(session, row)
+            save_details(session, row, details)
+            return self._stored_pick(session, row, details)
 
     def undo(self, user_id: int, now: datetime | None = None) -> Claim | None:
         """Take the user's latest answer back and give its task into their hands again.
@@ -193,22 +202,27 @@ class WorkStore(MediaStore, ResultStore):
             remaining=n_open - n_mine + counts.get("leased", 0),
         )
 
-    def _take_next(self, session: Session, user_id: int, now: datetime) -> int | None:
-        """Lease the first slot of the queue that this user may have; its id, or None."""
-        free = or_(AssignmentRow.state == "open", AssignmentRow.lease_until < now)
-        next_free = (
+    def _next_free(self, user_id: int, now: datetime) -> Select[int, str, int]:
+        """(slot, task, candidates shown) of the first slot that this user may have."""
+        return (
             select(AssignmentRow.id, AssignmentRow.task_id, TaskRow.n_candidates)
             .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
             .where(
                 _IN_QUEUE,
-                free,
+                _is_free(now),
                 ~exists().where(
                     _MINE.task_id == AssignmentRow.task_id, _MINE.annotator_id == user_id
                 ),
             )
             .order_by(AssignmentRow.rank, AssignmentRow.id)
             .limit(1)
-            .with_for_update(of=AssignmentRow, skip_locked=True)
+        )
+
+    def _take_next(self, session: Session, user_id: int, now: datetime) -> int | None:
+        """Lease the first slot of the queue that this user may have; its id, or None."""
+        free = _is_free(now)
+        next_free = self._next_free(user_id, now).with_for_update(
+            of=AssignmentRow, skip_locked=True
         )
         while found := session.execute(next_free).first():
             order = display_order(self._secret, found.task_id, user_id, found.n_candidates)
@@ -294,19 +308,26 @@ class WorkStore(MediaStore, ResultStore):
         user_id: int,
         submission: Submission,
         status: str,
-    ) -> PickRow:
-        """The pick's row, its positions turned into ordinals."""
-        shown = session.get_one(TaskRow, slot.task_id).n_candidates
+    ) -> tuple[PickRow, Details]:
+        """The pick's row and details, their positions turned into ordinals."""
+        task = session.get_one(TaskRow, slot.task_id)
+        shown = task.n_candidates
         order = display_order(self._secret, slot.task_id, user_id, shown)
         win, lose = submission.win_position, submission.lose_position
         if win is not None and lose is not None and max(win, lose) >= shown:
             raise StoreError(f"position {max(win, lose)} was not shown; there are 0 to {shown - 1}")
+        if task.reference is not None and win is not None and order[win] != task.reference:
+            raise StoreError(
+                f"the best is the reference at position {order.index(task.reference)}, got {win}"
+            )
+        sizes = image_sizes(session, task.id) if submission.regions else []
+        details = details_of(submission, order, sizes)
         revisions = session.scalars(
             select(func.coalesce(func.max(PickRow.revision), 0)).where(
                 PickRow.task_id == slot.task_id, PickRow.annotator_id == user_id
             )
         ).one()
-        return PickRow(
+        row = PickRow(
             idempotency_key=submission.idempotency_key,
             assignment_id=slot.id,
             task_id=slot.task_id,
@@ -321,21 +342,19 @@ class WorkStore(MediaStore, ResultStore):
             wall_ms=submission.wall_ms,
             first_action_ms=submission.first_action_ms,
             telemetry=submission.telemetry,
+            guideline_version=submission.guideline_version,
         )
+        return row, details
 
     def _show(self, session: Session, assignment_id: int, user_id: int) -> dict[str, Any]:
         """What a `Claim` says of a leased slot, all but the progress: that takes no write lock."""
         slot = session.get_one(AssignmentRow, assignment_id, populate_existing=True)
         task = session.get_one(TaskRow, slot.task_id)
         prompt = session.get_one(PromptRow, task.prompt_id)
-        sizes = session.execute(
-            select(CandidateRow.width, CandidateRow.height)
-            .join(TaskCandidateRow, TaskCandidateRow.candidate_id == CandidateRow.id)
-            .where(TaskCandidateRow.task_id == task.id)
-            .order_by(TaskCandidateRow.ordinal)
-        ).all()
+        sizes = image_sizes(session, task.id)
         order = slot.display_order
         assert order is not None
+        reference = task.reference
         return {
             "assignment_id": slot.id,
             "task_id": task.id,
@@ -346,12 +365,14 @@ class WorkStore(MediaStore, ResultStore):
             "question": Question(task.question),
             "display_order": tuple(order),
             "media": tuple(self._shown_token(user_id, task.id, ordinal) for ordinal in order),
-            "sizes": tuple((sizes[ordinal][0], sizes[ordinal][1]) for ordinal in order),
+            "sizes": tuple(sizes[ordinal] for ordinal in order),
+            "reference_position": None if reference is None else order.index(reference),
+            "previous": withdrawn_answer(session, slot) if slot.attempt > 1 else None,
         }
 
-    def _stored_pick(self, session: Session, row: PickRow) -> StoredPick:
+    def _stored_pick(self, session: Session, row: PickRow, details: Details) -> StoredPick:
         name = session.get_one(UserRow, row.annotator_id).name_norm
-        pick = self.pick_record(row, name)
+        pick = self.pick_record(row, name, details)
         return StoredPick.model_validate(
             {**pick.model_dump(), "status": row.status, "submitted_at": row.submitted_at}
         )
@@ -362,24 +383,15 @@ class WorkStore(MediaStore, ResultStore):
         if row is None or not row.is_active:
             raise NotFoundError(f"there is no active user with id {user_id}")
 
-    def _lease_token(self, user_id: int, assignment_id: int, attempt: int) -> str:
-        mac = keyed_digest(self._secret, "lease", user_id, assignment_id, attempt).hex()[:32]
-        return f"{attempt}.{mac}"
 
-    def _check_lease_token(self, user_id: int, assignment_id: int, token: str) -> int:
-        """The attempt that the token was made for; LeaseError when it was not made here."""
-        attempt, _, _ = token.partition(".")
-        if attempt.isascii() and attempt.isdigit():
-            expected = self._lease_token(user_id, assignment_id, int(attempt))
-            if hmac.compare_digest(token.encode(), expected.encode()):
-                return int(attempt)
-        raise LeaseError(f"this lease token was not given to this user for task {assignment_id}")
+def _is_free(now: datetime) -> ColumnElement[bool]:
+    return or_(AssignmentRow.state == "open", AssignmentRow.lease_until < now)
 
 
 def _body_sha256(submission: Submission) -> str:
     """What makes two submissions the same answer; timings may differ between tries."""
+    untold = {"idempotency_key", "lease_token", "telemetry", "guideline_version"}
     body = submission.model_dump(
-        mode="json",
-        include={"assignment_id", "outcome", "win_position", "lose_position", "note"},
+        mode="json", exclude=untold | {"active_ms", "wall_ms", "first_action_ms"}
     )
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
