@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError, model_validator
 
+from annotate.images import png_of
 from annotate.pairs import compare_ranks
 from annotate.schema import Candidate, Outcome, Prompt, Question, Record
 from annotate.store import Answer, PreferenceStore, StoreError
@@ -89,7 +88,7 @@ def import_rankings(
     prompts = candidates = answers = 0
     for item in _read_rankings(path):
         prompts += store.add_prompts([Prompt(id=item.id, text=item.prompt)])
-        files = [_to_png(images / name) for name in item.generations]
+        files = [png_of(read_image(images / name), name) for name in item.generations]
         shown = [
             Candidate(
                 id=f"{item.id}/{index}",
@@ -148,15 +147,9 @@ def _read_rankings(path: Path) -> list[RankedImages]:
     return rankings
 
 
-def _to_png(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """The same pixels as PNG bytes, without the file's other data; and (width, height)."""
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file; FileNotFoundError names it."""
     try:
-        with Image.open(path) as image:
-            pixels = image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB")
-            buffer = io.BytesIO()
-            pixels.save(buffer, "PNG", icc_profile=image.info.get("icc_profile"), exif=b"")
-            return buffer.getvalue(), image.size
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise StoreError(f"the image {path} cannot be decoded: {error}") from error

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HELP = "Cut an immutable snapshot of a studio's picks; verify one; write its pairs."
 EXAMPLE = "winsome snapshot cut studio runs/snapshot"
 RANKING = "ranking"
+EXPORT_FORMATS = ("jsonl", "parquet", "trl", "pickapic", "hpdv3")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,19 +112,10 @@ def _pairs(args: argparse.Namespace) -> None:
 
 def _pair_rows(snapshot: Snapshot, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows as ``winsome dpo`` reads them: image paths relative to the file's folder."""
-    image = _image_namer(snapshot, args)
-    for pair in snapshot.pairs(args.policy, args.question, args.split):
-        prompt = snapshot.prompt_of[pair.prompt_id]
-        yield {
-            "prompt": prompt.text,
-            "chosen": image(pair.chosen_id),
-            "rejected": image(pair.rejected_id),
-            "weight": pair.weight,
-            "split": prompt.split.value,
-            "question": pair.question.value,
-            "annotator": pair.annotator,
-            "pick_id": pair.pick_id,
-        }
+    from annotate.exports import pair_rows
+
+    pairs = snapshot.pairs(args.policy, args.question, args.split)
+    return pair_rows(snapshot, pairs, _image_namer(snapshot, args))
 
 
 def _ranking_rows(snapshot: Snapshot, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -149,6 +141,31 @@ def _image_namer(snapshot: Snapshot, args: argparse.Namespace) -> Callable[[str]
         return os.path.relpath(snapshot.image_path(snapshot.candidate_of[candidate_id]), folder)
 
     return name
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder of the snapshot")
+    parser.add_argument("file", type=Path, help="file to write")
+    parser.add_argument(
+        "--format",
+        choices=EXPORT_FORMATS,
+        required=True,
+        help="jsonl, parquet: one pair a row, images as paths; trl: prompt, chosen, rejected with "
+        "the images inside; pickapic: its Parquet columns; hpdv3: its JSON",
+    )
+    parser.add_argument("--policy", choices=[*PAIR_POLICIES], default="win_lose")
+    parser.add_argument("--question", choices=[*Question], help="only tasks that asked this")
+    parser.add_argument("--split", choices=[*Split], help="only prompts of this split")
+    parser.add_argument("--images", metavar="FOLDER", help="where to look for images too")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from annotate.exports import EXPORTS
+    from annotate.snapshot import load_snapshot
+
+    snapshot = load_snapshot(args.folder, images=args.images)
+    pairs = snapshot.pairs(args.policy, args.question, args.split)
+    print(f"{EXPORTS[args.format](snapshot, pairs, args.file)} rows in {args.file}")
 
 
 def _describe(snapshot: Snapshot) -> None:
@@ -183,5 +200,11 @@ ACTIONS = {
         "winsome snapshot pairs runs/snapshot --policy implied_all --output runs/pairs.jsonl",
         _pairs_arguments,
         _pairs,
+    ),
+    "export": Action(
+        "Write a snapshot's preferences in the columns of other tools.",
+        "winsome snapshot export runs/snapshot pairs.parquet --format trl",
+        _export_arguments,
+        _export,
     ),
 }

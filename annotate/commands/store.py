@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELP = "Make a studio and fill it: accounts, prompts, candidates, tasks."
 EXAMPLE = "winsome store init studio"
 ROLES = ("annotator", "reviewer", "lead", "engineer", "admin")
+IMPORT_FORMATS = ("generated", "images", "prompts", "imagereward", "hpdv3", "pickapic")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,35 +127,69 @@ def _users(args: argparse.Namespace, store: PreferenceStore) -> None:
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
     _studio_arguments(parser)
+    parser.add_argument("source", type=Path, help="file or folder to take in")
     parser.add_argument(
-        "source",
-        type=Path,
-        help="folder with prompts.jsonl, candidates.jsonl and images/; or a JSON file of rankings",
+        "--format",
+        choices=IMPORT_FORMATS,
+        help="generated: folder of winsome generate, or a snapshot; images: folder of image files "
+        "with metadata.jsonl, metadata.csv or prompt.txt; prompts: .txt, .csv, .jsonl, .parquet; "
+        "imagereward, hpdv3: JSON of rankings and of comparisons; pickapic: Parquet. "
+        "(default: generated or images for a folder, prompts for a file, imagereward for .json)",
     )
-    rankings = parser.add_argument_group("rankings with ties, as ImageReward publishes them")
-    rankings.add_argument("--annotator", metavar="NAME", help="account that the answers go to")
-    rankings.add_argument(
-        "--source-images", type=Path, metavar="FOLDER", help="folder of the ranked image files"
+    parser.add_argument("--split", choices=[*Split], default=Split.TRAIN, help="for prompts")
+    foreign = parser.add_argument_group("answers that were given elsewhere")
+    foreign.add_argument("--annotator", metavar="NAME", help="account that the answers go to")
+    foreign.add_argument(
+        "--source-images", type=Path, metavar="FOLDER", help="folder of the image files"
     )
-    rankings.add_argument("--question", choices=[*Question], default=Question.OVERALL)
+    foreign.add_argument("--question", choices=[*Question], default=Question.OVERALL)
+    foreign.add_argument(
+        "--min-confidence", type=float, default=0.0, metavar="SHARE", help="for hpdv3 (default: 0)"
+    )
 
 
 def _import(args: argparse.Namespace, store: PreferenceStore) -> None:
     from annotate.imports import import_folder, import_rankings
 
-    if args.source.is_dir():
+    if not args.source.exists():
+        raise FileNotFoundError(f"there is no {args.source} to import")
+    chosen = args.format or _guess_format(args.source)
+    if chosen == "generated":
         done = import_folder(store, args.source)
+    elif chosen == "prompts":
+        from annotate.imports import Imported
+        from annotate.prompt_files import read_prompts
+
+        done = Imported(prompts=store.add_prompts(read_prompts(args.source, args.split)))
+    elif chosen == "images":
+        from annotate.foreign import import_image_folder
+
+        done = import_image_folder(store, args.source)
+    elif chosen == "pickapic":
+        from annotate.foreign import import_pickapic
+
+        done = import_pickapic(store, args.source, args.question)
     elif args.annotator is None or args.source_images is None:
         raise ValueError(
-            f"{args.source} is no folder; to import it as rankings give --annotator and "
-            "--source-images too"
+            f"to import {args.source} as {chosen} give --annotator and --source-images too"
         )
     else:
-        annotator = store.user(args.annotator)
-        done = import_rankings(
-            store, args.source, args.source_images, annotator.id, Question(args.question)
-        )
+        own = store.user(args.annotator).id
+        given = (store, args.source, args.source_images, own, Question(args.question))
+        if chosen == "hpdv3":
+            from annotate.foreign import import_hpdv3
+
+            done = import_hpdv3(*given, min_confidence=args.min_confidence)
+        else:
+            done = import_rankings(*given)
     print(f"New: {done.prompts} prompts, {done.candidates} candidates, {done.answers} answers.")
+
+
+def _guess_format(source: Path) -> str:
+    if source.is_dir():
+        generated = any((source / f"{name}.jsonl").is_file() for name in ("prompts", "candidates"))
+        return "generated" if generated else "images"
+    return "imagereward" if source.suffix == ".json" else "prompts"
 
 
 def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
@@ -242,8 +277,10 @@ ACTIONS = {
         _users,
     ),
     "import": Action(
-        "Take in prompts and candidates from a folder, or rankings with ties from a JSON file.",
+        "Take in prompts, candidates, and preferences that were given elsewhere.",
         "winsome store import studio runs/generate\n"
+        "  winsome store import studio prompts.csv --split test\n"
+        "  winsome store import studio pairs.parquet --format pickapic\n"
         "  winsome store import studio rankings.json --source-images images --annotator ada",
         _import_arguments,
         _import,

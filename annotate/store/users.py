@@ -52,6 +52,28 @@ class UserStore(StoreBase):
             session.flush()
             return _user(row)
 
+    def closed_account(self, name: str) -> User:
+        """The annotator of that name who worked elsewhere, added where needed: nobody can sign in.
+
+        ConflictError when the name is that of somebody who can.
+        """
+        with self._write() as session:
+            row = session.scalar(select(UserRow).where(UserRow.name_norm == _normalise(name)))
+            if row is None:
+                row = UserRow(
+                    name=name,
+                    name_norm=_normalise(name),
+                    role="annotator",
+                    password_hash=_NOBODY,
+                    is_active=False,
+                    created_at=datetime.now(UTC),
+                )
+                session.add(row)
+                session.flush()
+            elif row.is_active:
+                raise ConflictError(f"{name!r} is an account here, not an annotator elsewhere")
+            return _user(row)
+
     def user(self, name: str) -> User:
         """The user of that name."""
         with self._read() as session:

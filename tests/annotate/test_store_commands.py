@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from pathlib import Path
 
 import pytest
 from studio import answer
@@ -78,7 +79,8 @@ def test_accounts_change(winsome):
         ("store add-user studio ada", "give --generate-password or --password-stdin"),
         ("store change-user studio ada", "nothing to change"),
         ("store change-user studio ada --close", "there is no user 'ada'; known are: none yet"),
-        ("store import studio nothing.json", "give --annotator and --source-images too"),
+        ("store import studio nothing.json", "there is no nothing.json to import"),
+        ("store import studio r.json", "give --annotator and --source-images too"),
         ("store tasks studio", "import candidates first"),
         ("snapshot cut studio s", "no picks to cut a snapshot from"),
         ("snapshot verify s", "no snapshot in s"),
@@ -89,6 +91,7 @@ def test_accounts_change(winsome):
 )
 def test_each_mistake_is_one_clear_message(winsome, line, message):
     winsome("store init studio")
+    Path("r.json").write_text("[]")
     status, _, error = winsome(line)
     assert status == 2
     assert message in error

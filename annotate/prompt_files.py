@@ -1,0 +1,137 @@
+"""Prompts from the files in which people keep them: text, CSV, JSON lines, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from annotate.schema import Prompt, Split
+from annotate.store.errors import StoreError
+
+TEXT_COLUMNS = ("text", "prompt", "caption")
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+Row = tuple[int, Mapping[str, Any]]
+"""(number for messages, columns)."""
+
+
+def read_prompts(path: Path, split: Split | str = Split.TRAIN) -> list[Prompt]:
+    """The prompts of ``path``, by its suffix: one a line (.txt), or one a row.
+
+    A row has its text in a column ``text``, ``prompt`` or ``caption``, and may have ``id``,
+    ``lang``, ``category`` and ``split``; all other columns become the prompt's metadata. Without an
+    id, a prompt gets one from its text; without a language, ``zh`` where it has Han characters and
+    else ``en``; without a split, ``split``. Empty lines and the same prompt again are passed over.
+
+    Raises:
+        StoreError: a row is wrong; the message names the file and the row.
+        ValueError: the suffix is none of `READERS`.
+    """
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} is none of {', '.join(READERS)}; prompts are read from these")
+    found: dict[str, Prompt] = {}
+    for number, row in READERS[path.suffix](path):
+        try:
+            prompt = _prompt(row, Split(split))
+        except (ValidationError, ValueError) as error:
+            raise StoreError(f"{path}, row {number}: {error}") from error
+        if prompt is not None:
+            found.setdefault(prompt.id, prompt)
+    return list(found.values())
+
+
+def prompt_id(text: str) -> str:
+    """The id of a prompt that came without one."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def language(text: str) -> str:
+    """``zh`` for a text with Han characters, else ``en``."""
+    return "zh" if _HAN.search(text) else "en"
+
+
+def _prompt(row: Mapping[str, Any], split: Split) -> Prompt | None:
+    values = {key: value for key, value in row.items() if value not in (None, "")}
+    column = next((name for name in TEXT_COLUMNS if name in row), None)
+    if column is None:
+        raise ValueError(
+            f"no column {', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}; "
+            f"there are {', '.join(row) or 'none'}"
+        )
+    text = str(values.pop(column, "")).strip()
+    if not text:
+        return None
+    own = {name: str(values.pop(name)) for name in ("id", "lang", "category") if name in values}
+    return Prompt.model_validate(
+        {
+            "id": prompt_id(text),
+            "text": text,
+            "lang": language(text),
+            "split": values.pop("split", split),
+            "metadata": {**(values.pop("metadata", None) or {}), **values},
+            **own,
+        }
+    )
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            yield number, {"text": line}
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            if None in row or None in row.values():
+                raise StoreError(f"{path}, row {number}: not as many fields as the first row")
+            yield number, row
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise StoreError(f"{path}, row {number}: not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise StoreError(f"{path}, row {number}: expected an object, got {row!r}")
+            yield number, row
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    return enumerate(parquet_rows(path), start=1)
+
+
+def parquet_rows(path: Path, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, a few in memory at a time; StoreError for anything else."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            wanted = None if columns is None else list(columns)
+            missing = set(wanted or ()) - set(file.schema_arrow.names)
+            if missing:
+                raise StoreError(f"{path} lacks the columns {', '.join(sorted(missing))}")
+            for batch in file.iter_batches(batch_size=64, columns=wanted):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise StoreError(f"{path} is not a Parquet file: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".txt": _lines,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
