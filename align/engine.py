@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from align.config import OptimizerConfig, TrainConfig
 from align.ema import ShardedEMA
 from align.objectives.base import LossOutput
+from align.optim import ReducedOptimizer, make_optimizer
 
 __all__ = ["BatchPlan", "Engine", "learning_rate", "make_accelerator"]
 
@@ -131,6 +132,7 @@ class Engine:
         self.model: nn.Module
         self.optimizer: Any
         self._named: dict[str, nn.Parameter] = {}
+        self._released_norm: Callable[[], float] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -188,14 +190,14 @@ class Engine:
         if not self._named:
             raise ValueError("no parameter of the model requires a gradient")
         optimizer_config = self.config.optimizer
-        optimizer = torch.optim.AdamW(
-            list(self._named.values()),
-            lr=optimizer_config.lr,
-            betas=optimizer_config.betas,
-            eps=optimizer_config.eps,
-            weight_decay=optimizer_config.weight_decay,
-            fused=not self.is_deepspeed,
+        self._check_optimizer(accumulation)
+        optimizer = make_optimizer(
+            optimizer_config, self._named.values(), self.config.seed, fused=not self.is_deepspeed
         )
+        if optimizer_config.gradient_release:
+            assert isinstance(optimizer, ReducedOptimizer)
+            optimizer.release_gradients()
+            self._released_norm = optimizer.released_norm
         self.accelerator.gradient_accumulation_steps = accumulation
         if self.is_deepspeed:
             self._deepspeed.update(
@@ -211,6 +213,19 @@ class Engine:
         self.accelerator.register_save_state_pre_hook(self._save_trainable)
         self.accelerator.register_load_state_pre_hook(self._load_trainable)
         return self.model
+
+    def _check_optimizer(self, accumulation: int) -> None:
+        config = self.config.optimizer
+        if self.is_deepspeed and config.type != "adamw":
+            raise ValueError(
+                f"optimizer.type is {config.type!r}: under DeepSpeed it is adamw, whose states "
+                "DeepSpeed keeps"
+            )
+        if config.gradient_release and (self.world > 1 or accumulation > 1):
+            raise ValueError(
+                "gradient_release steps inside the backward pass: it needs one process and one "
+                f"micro-batch a step, got {self.world} and {accumulation}"
+            )
 
     # Stepping -------------------------------------------------------------------------------------
 
@@ -242,6 +257,8 @@ class Engine:
                     grad_norm = self.accelerator.clip_grad_norm_(
                         self._named.values(), self.config.optimizer.max_grad_norm or math.inf
                     )
+                    if self._released_norm is not None:
+                        grad_norm = self._released_norm()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in {"loss": output.loss, **output.metrics}.items():
