@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,11 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from align.mmdit.adapters.base import Conditioning, ModelAdapter
+from align.mmdit.blocks import BlockSettings, unwrap
 
+__all__ = ["Policy", "unwrap"]
+
+STOCK = BlockSettings()
 ADAPTER_NAME = "default"
 
 
@@ -37,7 +42,7 @@ class Policy:
         *,
         lora: LoraConfig | None = None,
         reference: Literal["copy", "none"] = "none",
-        gradient_checkpointing: bool = False,
+        blocks: BlockSettings = STOCK,
         seed: int = 0,
     ) -> None:
         """
@@ -46,7 +51,7 @@ class Policy:
             transformer: Bare module; it is changed in place.
             lora: None trains all parameters. Its ``target_modules`` default to the family's own.
             reference: For full parameters alone; a LoRA always has its reference.
-            gradient_checkpointing: Recompute activations in the backward pass.
+            blocks: How the transformer's blocks compute, what they keep for the backward pass.
             seed: Fixes the LoRA's first weights.
         """
         if reference not in ("copy", "none"):
@@ -64,8 +69,11 @@ class Policy:
             transformer.requires_grad_(False)
             _add_lora(transformer, _with_targets(lora, adapter, transformer), seed)
         self._freeze_dead_parameters()
-        if gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+        if self._reference is not None:
+            kept = replace(blocks, recompute="none", compile=False)
+            adapter.install_blocks(self._reference, kept)
+        self.blocks = adapter.install_blocks(transformer, blocks)
+        """What computes, in words."""
 
     def velocity(self, x_t: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Predicted ``noise - x_0``, ``(B, C, h, w)``; the reference's inside `reference`."""
@@ -145,15 +153,6 @@ class Policy:
         for name, parameter in self.transformer.named_parameters():
             if name.startswith(prefixes):
                 parameter.requires_grad_(False)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The bare module inside DDP, a DeepSpeed engine or torch.compile."""
-    while True:
-        inner = getattr(module, "_orig_mod", None) or getattr(module, "module", None)
-        if not isinstance(inner, nn.Module):
-            return module
-        module = inner
 
 
 def _with_targets(lora: LoraConfig, adapter: ModelAdapter, transformer: nn.Module) -> LoraConfig:

@@ -21,7 +21,9 @@ from align.config import LoraConfig, TrainConfig, flatten_config, resolve_model
 from align.data.features import FeatureEncoder
 from align.engine import Engine, make_accelerator
 from align.metrics import MetricsLog
+from align.mmdit.activations import Recompute
 from align.mmdit.adapters import ModelAdapter, load_adapter
+from align.mmdit.blocks import BlockSettings
 from align.policy import Policy
 from align.run import RunFolder, RunResult
 
@@ -106,7 +108,10 @@ class Trainer:
         config = self.config
         # AdamW's steps vanish in bfloat16 weights; DeepSpeed keeps float32 masters of its own.
         whole = config.lora is None and not self.engine.is_deepspeed
-        dtype = torch.float32 if whole else getattr(torch, config.dtype)
+        dtype = getattr(torch, config.dtype)
+        if whole:
+            kept = config.optimizer.weights
+            dtype = torch.float32 if kept == "float32" else torch.bfloat16
         device = "cpu" if self.engine.is_deepspeed else self.engine.device
         self.adapter = load_adapter(self.model, dtype=dtype, device=device, parts=("transformer",))
         assert self.adapter.transformer is not None
@@ -115,7 +120,7 @@ class Trainer:
             self.adapter.transformer,
             lora=None if config.lora is None else _peft_config(config.lora),
             reference=reference,
-            gradient_checkpointing=config.gradient_checkpointing,
+            blocks=_block_settings(config),
             seed=config.seed,
         )
         self.policy.move_reference(self.engine.device)
@@ -127,6 +132,7 @@ class Trainer:
                 model=self.config.model,
                 model_sha256=self.adapter.model_sha256(),
                 trained_parameters=self.engine.num_trained,
+                blocks=self.policy.blocks,
             )
         return self.policy
 
@@ -237,6 +243,16 @@ class Trainer:
 
     def _writing(self, target: Path) -> Any:
         return atomic_folder(target, self.engine.is_main, self.engine.barrier)
+
+
+def _block_settings(config: TrainConfig) -> BlockSettings:
+    recompute: dict[Any, Recompute] = {False: "none", True: "full", "selective": "selective"}
+    return BlockSettings(
+        config.blocks,
+        recompute[config.gradient_checkpointing],
+        config.compile,
+        config.attention,
+    )
 
 
 def _peft_config(lora: LoraConfig) -> Any:

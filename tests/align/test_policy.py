@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
 from align.mmdit.adapters.qwen_image import pack
+from align.mmdit.blocks import BlockSettings
 from align.policy import Policy, unwrap
 from align.sampling import sample
 
@@ -116,16 +117,18 @@ def test_a_lora_on_a_bfloat16_base_trains_in_float32(adapter, transformer, cond,
     assert policy.velocity(noise, SIGMA, cond).dtype == torch.bfloat16
 
 
-def test_gradient_checkpointing_changes_no_gradient(adapter, cond, noise):
-    def gradients(checkpointing):
-        policy = Policy(
-            adapter, copy.deepcopy(adapter.transformer), gradient_checkpointing=checkpointing
-        )
+@pytest.mark.parametrize("blocks", ["stock", "joint"])
+def test_what_is_computed_again_changes_no_gradient(adapter, cond, noise, blocks):
+    def gradients(recompute):
+        settings = BlockSettings(blocks, recompute)
+        policy = Policy(adapter, copy.deepcopy(adapter.transformer), blocks=settings)
         loss = policy.velocity(noise, SIGMA, cond).square().mean()
         return torch.autograd.grad(loss, policy.trainable_parameters())
 
-    for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
-        assert torch.equal(plain, recomputed)
+    plain = gradients("none")
+    for mode in ("selective", "full"):
+        for kept, recomputed in zip(plain, gradients(mode), strict=True):
+            assert torch.equal(kept, recomputed)
 
 
 @pytest.mark.parametrize("gathered", [False, True])

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from align.mmdit.blocks import BlockSettings
+
 PARTS = ("transformer", "vae", "text_encoder")
 """Parts of a pipeline that hold weights; an adapter may be loaded with some of them only."""
 
@@ -136,6 +138,10 @@ class ModelAdapter(Protocol):
 
     def sigmas(self, num_steps: int, height: int, width: int) -> Tensor:
         """Sampling sigmas ``(num_steps + 1,)`` of the family's scheduler."""
+        ...
+
+    def install_blocks(self, transformer: nn.Module, settings: BlockSettings) -> str:
+        """Make the bare ``transformer`` compute as ``settings`` say; returns that in words."""
         ...
 
     def dead_modules(self, transformer: nn.Module) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from align.mmdit import flow
 from align.mmdit.adapters.base import PARTS, Conditioning
+from align.mmdit.blocks import BlockSettings, has_joint_blocks, install_blocks
 from align.mmdit.pipeline_folder import folder_sha256, write_pipeline
 from align.mmdit.vae import decode_frame, encode_frame
 
@@ -245,7 +246,7 @@ class QwenImageAdapter:
         Inputs are cast to the parameters' dtype. The time embedding sees sigma rounded to the
         compute dtype (1/256 near 1 in bfloat16), in training as in the stock pipeline.
         """
-        inputs = self._inputs(transformer, x_t, sigma, cond)
+        inputs = self._inputs(transformer, x_t, sigma, cond, has_joint_blocks(transformer))
         packed = transformer(**inputs, return_dict=False)[0]
         return unpack(packed, x_t.shape[-2:])
 
@@ -268,7 +269,8 @@ class QwenImageAdapter:
         """Hidden states after the first ``num_blocks`` blocks; later blocks do not run.
 
         Returns image tokens ``(B, h w / 4, D)``, text tokens ``(B, L, D)`` and the text mask
-        ``(B, L)``, None when nothing is padded. ``transformer`` must be the bare module.
+        ``(B, L)``, None when nothing is padded. ``transformer`` must be the bare module with stock
+        blocks.
         """
         model = cast(QwenImageTransformer2DModel, transformer)
         if not 0 < num_blocks <= len(model.transformer_blocks):
@@ -276,7 +278,7 @@ class QwenImageAdapter:
                 f"num_blocks is {num_blocks}; this transformer has 1 to "
                 f"{len(model.transformer_blocks)}"
             )
-        inputs = self._inputs(model, x_t, sigma, cond)
+        inputs = self._inputs(model, x_t, sigma, cond, unpad=False)
         image = model.img_in(inputs["hidden_states"])
         text = model.txt_in(model.txt_norm(inputs["encoder_hidden_states"]))
         mask = inputs["encoder_hidden_states_mask"]
@@ -295,7 +297,12 @@ class QwenImageAdapter:
         return image, text, mask
 
     def _inputs(
-        self, transformer: nn.Module, x_t: Tensor, sigma: Tensor, cond: Conditioning
+        self,
+        transformer: nn.Module,
+        x_t: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        unpad: bool,
     ) -> dict[str, Any]:
         first = next(transformer.parameters())
         device, dtype = x_t.device, first.dtype
@@ -307,11 +314,17 @@ class QwenImageAdapter:
         # The pipeline passes (1000 sigma) / 1000, which is not sigma in floating point.
         num_timesteps = self.scheduler_config.get("num_train_timesteps", 1000)
         timestep = (sigma.to(device, torch.float32) * num_timesteps).to(dtype) / 1000
-        return {
+        embeds, mask = cond.prompt_embeds.to(device, dtype), cond.mask
+        extra: dict[str, Any] = {}
+        if mask is not None and unpad:
+            # One row of real tokens alone: padding costs FLOPs, and a mask the fast kernels.
+            extra["attention_kwargs"] = {"text_lengths": tuple(mask.sum(1).tolist())}
+            embeds, mask = embeds[mask.to(device)][None], None
+        return extra | {
             "hidden_states": pack(x_t).to(dtype),
             "timestep": timestep,
-            "encoder_hidden_states": cond.prompt_embeds.to(device, dtype),
-            "encoder_hidden_states_mask": None if cond.mask is None else cond.mask.to(device),
+            "encoder_hidden_states": embeds,
+            "encoder_hidden_states_mask": None if mask is None else mask.to(device),
             "img_shapes": [[(1, height // 2, width // 2)]] * batch,
         }
 
@@ -333,6 +346,9 @@ class QwenImageAdapter:
         if self.folder is None:
             raise ValueError("this adapter was built in memory: it has no pipeline to save into")
         write_pipeline(self.folder, folder, transformer, state_dict)
+
+    def install_blocks(self, transformer: nn.Module, settings: BlockSettings) -> str:
+        return install_blocks(transformer, settings)
 
     def dead_modules(self, transformer: nn.Module) -> tuple[str, ...]:
         """The last block's text output is discarded, so what only feeds it cannot learn.

@@ -1,0 +1,141 @@
+"""Modulation layers split over processes: a third of the model that need not be gathered.
+
+In Qwen-Image `img_mod` and `txt_mod` hold a third of all parameters, and each sees one vector a
+sample. Sharded data parallelism gathers their weights for every pass and reduces their gradients;
+here each process keeps its own rows, the processes exchange the vectors, and each gives back to the
+others what its rows make of theirs. Results are the same; 6.8 billion parameters stay where they
+are, and for each sample and layer 6 D numbers move instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ShardedModulation", "shard_modulation", "whole_modulation"]
+
+LAYERS = ("img_mod", "txt_mod")
+
+
+class ShardedModulation(nn.Module):
+    """The rows ``rank * out / n`` and on of a linear layer, for the samples of all n processes.
+
+    All processes call it together, each with as many samples. Gradients of the rows are means over
+    the processes, as data parallelism makes those of other weights.
+    """
+
+    def __init__(self, linear: nn.Linear, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        world, rank = dist.get_world_size(group), dist.get_rank(group)
+        if linear.out_features % world:
+            raise ValueError(
+                f"{linear.out_features} rows of modulation cannot be shared by {world} processes"
+            )
+        self.group = group
+        rows = slice(rank * linear.out_features // world, (rank + 1) * linear.out_features // world)
+        self.weight = nn.Parameter(linear.weight.detach()[rows].clone())
+        self.bias = nn.Parameter(linear.bias.detach()[rows].clone())
+        for own, whole in ((self.weight, linear.weight), (self.bias, linear.bias)):
+            own.requires_grad_(whole.requires_grad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, D)`` of this process's samples to ``(B, 6 D)``."""
+        world = dist.get_world_size(self.group)
+        everyone = _Gather.apply(x, self.group)
+        weight, bias = (_Mean.apply(p, world) for p in (self.weight, self.bias))
+        return _Return.apply(F.linear(everyone, weight, bias), self.group)
+
+
+def shard_modulation(
+    transformer: nn.Module, group: dist.ProcessGroup | None = None
+) -> set[nn.Parameter]:
+    """Replace the blocks' modulation layers by this process's rows.
+
+    Returns:
+        the parameters that every process now has of its own: what wraps the transformer must leave
+        them out (``fully_shard(..., ignored_params=...)``).
+    """
+    for block in cast(Any, transformer).transformer_blocks:
+        for name in LAYERS:
+            layer = getattr(block, name)
+            layer[1] = ShardedModulation(layer[1], group)
+    return {
+        parameter
+        for module in transformer.modules()
+        if isinstance(module, ShardedModulation)
+        for parameter in module.parameters()
+    }
+
+
+@torch.no_grad()
+def whole_modulation(transformer: nn.Module) -> dict[str, Tensor]:
+    """Weights and biases of all rows by their stock names, for saving; all processes call it."""
+    found = {}
+    for prefix, module in transformer.named_modules():
+        if isinstance(module, ShardedModulation):
+            world = dist.get_world_size(module.group)
+            for name, own in module.named_parameters():
+                whole = own.new_empty(own.shape[0] * world, *own.shape[1:])
+                dist.all_gather_into_tensor(whole, own.detach(), group=module.group)
+                found[f"{prefix}.{name}"] = whole
+    return found
+
+
+def _exchange(parts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Part i of ``parts (n, ...)`` goes to process i; what came from process i is part i."""
+    received = torch.empty_like(parts)
+    dist.all_to_all_single(received, parts.contiguous(), group=group)
+    return received
+
+
+class _Gather(torch.autograd.Function):
+    """``(B, D)`` of each process to ``(n B, D)`` on all; gradients go back to their process."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        everyone = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
+        dist.all_gather_into_tensor(everyone, x.contiguous(), group=group)
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        world = dist.get_world_size(ctx.group)
+        parts = grad.view(world, -1, *grad.shape[1:])
+        return _exchange(parts, ctx.group).sum(0), None
+
+
+class _Return(torch.autograd.Function):
+    """``(n B, R)``, own rows of all samples, to ``(B, n R)``, all rows of own samples."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        world = dist.get_world_size(group)
+        received = _exchange(own.view(world, -1, own.shape[1]), group)
+        return received.transpose(0, 1).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        world = dist.get_world_size(ctx.group)
+        parts = grad.unflatten(1, (world, -1)).transpose(0, 1)
+        return _exchange(parts.contiguous(), ctx.group).flatten(0, 1), None
+
+
+class _Mean(torch.autograd.Function):
+    """A weight whose gradient is divided by the number of processes."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, world: int) -> Tensor:
+        ctx.world = world
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] / ctx.world, None
