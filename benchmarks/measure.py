@@ -45,6 +45,18 @@ def measure_tiny(args: argparse.Namespace) -> None:
     record(bars, measure_drawing(tiny_pipeline()), "python -m benchmarks.measure tiny")
 
 
+def measure_cpu(args: argparse.Namespace) -> None:
+    """What is counted, not timed: activations, FLOPs, optimizer states and collectives."""
+    from benchmarks.cpu import measure_optimizer, measure_pair, measure_recompute
+    from benchmarks.modulation import measure_modulation
+
+    command = "python -m benchmarks.measure cpu"
+    record(["cpu.saved_bytes_ratio", "cpu.recompute_flops_ratio"], measure_recompute(), command)
+    record(["cpu.dpo_forwards_ratio"], measure_pair(), command)
+    record(["cpu.optimizer_bytes_per_param"], measure_optimizer(), command)
+    record(["cpu.modulation_traffic_ratio"], measure_modulation(), command)
+
+
 def measure_circle(args: argparse.Namespace) -> None:
     """The whole circle, once for every seed, each in a folder of its own."""
     reports = []
@@ -64,6 +76,7 @@ def measure_circle(args: argparse.Namespace) -> None:
 QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
     "cli": measure_cli,
     "tiny": measure_tiny,
+    "cpu": measure_cpu,
 }
 SLOW: dict[str, Callable[[argparse.Namespace], None]] = {"circle": measure_circle}
 

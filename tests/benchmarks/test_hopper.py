@@ -1,0 +1,42 @@
+"""The card's benchmark at a toy's size on a CPU: every part runs and fills its bars."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from align.mmdit.blocks import BlockSettings
+from benchmarks import hopper
+from benchmarks.bars import HOPPER
+from benchmarks.hopper_bench import TOY, Bench
+
+KERNELS = {"hopper.kernel_bandwidth_share"}
+CARD_ONLY = {bar.name for bar in HOPPER if ".peak_gib." in bar.name} | KERNELS
+
+
+def test_every_part_fills_its_bars(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        sys, "argv",
+        ["hopper", "--toy", "--device", "cpu", "--no-compile", "--repeats", "1",
+         "--out", str(tmp_path)],
+    )  # fmt: skip
+    hopper.main()
+    raws = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("hopper.*.json")}
+    assert raws.keys() == {bar.name for bar in HOPPER} - CARD_ONLY
+    for bar in HOPPER:
+        if bar.name in raws:
+            assert bar.formula(raws[bar.name]) >= 0
+    assert raws["hopper.logprob_gap"] == {"max_abs_difference": 0.0}
+    pair = json.loads((tmp_path / "pair.json").read_text())
+    assert pair["facts"]["errors"]["gradients"] <= 2 * pair["facts"]["errors"]["stock"]
+    assert "mixed: " in capsys.readouterr().out
+
+
+def test_a_variant_that_computes_something_else_is_not_timed(monkeypatch):
+    bench = Bench(torch.device("cpu"), TOY, repeats=1, compile=False)
+    monkeypatch.setattr("align.mmdit.blocks.rotate", lambda x, table: x)
+    with pytest.raises(ValueError, match=r"joint.* errs by"):
+        hopper.check_variant(bench, BlockSettings("joint"))
