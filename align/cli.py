@@ -33,6 +33,8 @@ COMMANDS = {
     "dpo": "align.commands.dpo",
     "grpo": "align.commands.grpo",
     "pretrain": "align.commands.pretrain",
+    "plan": "align.commands.plan",
+    "doctor": "align.commands.doctor",
 }
 """Name on the command line -> module, in the order of the overview."""
 

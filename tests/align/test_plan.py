@@ -1,0 +1,180 @@
+"""The ledger against counted parameters, FLOPs and bytes; the plan's refusals."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from diffusers import QwenImageTransformer2DModel
+from peft import LoraConfig
+
+from align import cli
+from align.commands.plan import RUNGS, kind_of
+from align.config import DPOConfig, load_config
+from align.ledger import SAVED_UNITS, ModelShape, Tokens, state_bytes_per_parameter
+from align.optim import make_optimizer, state_bytes
+from align.optim_config import OptimizerConfig
+from align.plan import GPUS, make_plan, scaling_curve, workload_of
+from align.policy import Policy
+from annotate.settings import configs_folder
+from benchmarks.cpu import flop_counter, measure_recompute
+
+FULL = configs_folder() / "dpo/qwen_image_full.yaml"
+
+
+def counted(module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameters_are_those_of_the_real_model():
+    with torch.device("meta"):
+        model = QwenImageTransformer2DModel()
+    shape = ModelShape.of("Qwen/Qwen-Image")
+    assert shape.parameters == counted(model) == 20_430_401_088
+    assert shape.block_parameters == counted(model.transformer_blocks[0])
+    modulation = sum(counted(b.img_mod) + counted(b.txt_mod) for b in model.transformer_blocks)
+    assert shape.modulation_parameters == modulation
+
+
+def test_what_is_trained_is_what_the_policy_trains(adapter, tiny_folder):
+    shape = ModelShape.of(str(tiny_folder))
+    assert shape.scale_factor == adapter.scale_factor
+    for lora in (None, LoraConfig(r=4)):
+        policy = Policy(adapter, copy.deepcopy(adapter.transformer), lora=lora)
+        trained = sum(p.numel() for p in policy.trainable_parameters())
+        assert shape.trained_parameters(4 if lora else None) == trained
+
+
+def test_flops_are_those_that_torch_counts(adapter, tiny_folder, cond, noise):
+    shape = ModelShape.of(str(tiny_folder))
+    policy = Policy(adapter, copy.deepcopy(adapter.transformer))
+    with flop_counter() as forward:
+        velocity = policy.velocity(noise[:1], torch.tensor([0.5]), cond.select([1]).trim())
+    with flop_counter() as backward:
+        velocity.square().mean().backward()
+    text = cond.select([1]).trim().prompt_embeds.shape[1]
+    tokens = shape.tokens(64, 64, text)
+    assert sum(shape.forward_flops(tokens)) == pytest.approx(forward.get_total_flops(), rel=0.03)
+    assert sum(shape.backward_flops(tokens)) == pytest.approx(backward.get_total_flops(), rel=0.03)
+
+
+def test_saved_bytes_are_those_that_are_counted():
+    raw = measure_recompute(heads=2)
+    shape = ModelShape(num_layers=1, num_attention_heads=2)
+    tokens = Tokens(raw["tokens"] - 16, 16)
+    for mode, name in (("none", "stock"), ("selective", "selective"), ("full", "full")):
+        found = shape.saved_bytes(tokens, mode)
+        assert found == pytest.approx(raw[f"{name}_bytes"], rel=0.03), mode
+    assert SAVED_UNITS["none"] / SAVED_UNITS["selective"] > 2.5
+
+
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "form"),
+    [
+        ("adamw", "float32"),
+        ("adam8bit", "float32"),
+        ("adam8bit", "split"),
+        ("adam8bit", "stochastic"),
+        ("adafactor", "split"),
+        ("adafactor", "stochastic"),
+    ],
+)
+def test_state_bytes_are_those_that_are_held(rule, form, released):
+    if rule == "adamw" and released:
+        return
+    release = {"gradient_release": True, "max_grad_norm": 0} if released else {}
+    config = OptimizerConfig(type=rule, weights=form, **release)
+    weight = torch.zeros(512, 512, dtype=torch.float32 if form == "float32" else torch.bfloat16)
+    parameter = torch.nn.Parameter(weight)
+    optimizer = make_optimizer(config, [parameter])
+    if released:
+        optimizer.release_gradients()
+    parameter.square().sum().backward()
+    optimizer.step()
+    expected = sum(state_bytes_per_parameter(config).values())
+    assert state_bytes(optimizer) / parameter.numel() == pytest.approx(expected, rel=0.03)
+
+
+def plan(*overrides: str, gpu: str = "h800-80gb", count: int = 1):
+    return make_plan(workload_of(load_config(DPOConfig, FULL, overrides)), GPUS[gpu], count)
+
+
+def test_the_predictions_agree_with_the_model_of_the_card():
+    """Figures computed by hand for one H200, 1024 px, 512 text tokens; GiB and seconds a pair."""
+    rung = ("optimizer.type=adam8bit", "optimizer.weights=stochastic", "blocks=joint",
+            "optimizer.gradient_release=true", "optimizer.max_grad_norm=0", "batch_size=1",
+            "mixed_precision=no", "compile=true")  # fmt: skip
+    selective = plan(*rung, "gradient_checkpointing=selective", gpu="h200-141gb")
+    assert selective.peak_bytes / 2**30 == pytest.approx(115, rel=0.03)
+    assert selective.compute_seconds == pytest.approx(0.851, rel=0.06)
+    assert selective.fits
+    full = plan(*rung, "gradient_checkpointing=true", gpu="h200-141gb")
+    assert full.peak_bytes / 2**30 == pytest.approx(83, rel=0.03)
+    eager = plan("reference.mode=live", "batch_size=1", gpu="h200-141gb")
+    assert eager.compute_seconds == pytest.approx(1.562, rel=0.06)
+    assert not eager.fits
+
+
+LADDER = sorted(path for path in FULL.parent.glob("*gb*.yaml"))
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in LADDER])
+def test_a_rung_says_what_is_predicted_of_it(path):
+    pattern = r"# Predicted for (\S+): ([\d.]+) GiB, ([\d.]+) s a step\. Not measured\."
+    said = re.search(pattern, path.read_text(encoding="utf-8"))
+    assert said, path
+    found = make_plan(workload_of(load_config(DPOConfig, path)), GPUS[said[1]], 1)
+    assert found.fits
+    assert float(said[2]) == pytest.approx(found.peak_bytes / 2**30, abs=0.06)
+    assert float(said[3]) == pytest.approx(found.step_seconds, rel=0.01)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_next_rung(capsys):
+    command = ["plan", str(FULL), "--gpu", "h200-141gb"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().out
+    assert "does not fit: " in said
+    [advice] = [line for line in said.splitlines() if line.startswith("next that fits: set ")]
+    assert "next that fits: take --count 4" in said
+    rung = advice.removeprefix("next that fits: set ").split()
+    assert cli.main([*command[:2], *rung, *command[2:]]) == 0
+    assert cli.main(["plan", str(FULL), "--gpu", "h200"]) == 2
+    assert "choose from h200-141gb" in capsys.readouterr().err
+    assert any("lora.rank" in text for rung in RUNGS for text in rung)
+
+
+def test_the_scaling_curve_and_the_money(capsys):
+    command = ["plan", str(FULL), "--gpu", "h800-80gb", "--count", "8", "--curve"]
+    assert cli.main([*command, "--price", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "at 2 an hour" in said
+    assert "predicted, not measured" in said
+    first = plan(count=8)
+    plans = list(scaling_curve(first.workload, GPUS["h800-80gb"], 8))
+    assert [p.count for p in plans] == [8, 16, 32, 64, 128]
+    assert plans[0].step_seconds == first.step_seconds
+    assert plans[-1].tokens_per_second / plans[0].tokens_per_second > 0.9 * 16
+    assert first.sharding == "zero3"
+    assert sum(first.memory[n] for n in ("weights", "gradients", "master", "moments")) * 8 == (
+        16 * first.workload.trained
+    )
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
+def test_each_kind_is_told_from_its_file_and_planned(kind, capsys):
+    path = configs_folder() / f"{kind}/qwen_image_lora.yaml"
+    assert kind_of(path) == kind
+    assert cli.main(["plan", str(path), "--gpu", "h800-80gb"]) == 0
+    assert f"{kind} of Qwen/Qwen-Image on 1 x h800-80gb" in capsys.readouterr().out
+
+
+def test_what_cannot_be_planned_says_why():
+    with pytest.raises(ValueError, match="planning needs Qwen/Qwen-Image, tiny, or a pipeline"):
+        plan("model=somebody/else")
+    with pytest.raises(ValueError, match="under DeepSpeed"):
+        plan("optimizer.type=adam8bit", count=8)
+    with pytest.raises(ValueError, match="256 samples a step cannot be shared by 7 GPUs"):
+        plan(count=7)
