@@ -92,12 +92,6 @@ class RewardTrainConfig(Config):
     """What an "all equal" teaches: equal scores, or nothing. "All bad" orders no candidates and is
     always left out."""
 
-    contrast: float = Field(default=1.0, ge=0.0)
-    """Weight of a second loss on the instruction head, which needs no picks: an image fits the
-    prompt that it was drawn for better than another training prompt. 0 leaves it out."""
-    num_mismatches: int = Field(default=1, ge=1)
-    """Other prompts that each training image is held against."""
-
     epochs: int = Field(default=30, ge=1)
     """At most; training stops ``patience`` epochs after the best negative log likelihood."""
     patience: int = Field(default=5, ge=1)

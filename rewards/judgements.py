@@ -6,13 +6,12 @@ Kept together, the set goes through the model once for all of them.
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from annotate.records import Outcome, Pick, Prompt, Question, Snapshot, Split
-from rewards.splits import check_disjoint, normalise_prompt, set_aside
+from rewards.splits import check_disjoint, set_aside
 
 __all__ = [
     "CandidateSet",
@@ -20,7 +19,6 @@ __all__ = [
     "Judgement",
     "candidate_sets",
     "divide",
-    "mismatched_prompts",
 ]
 
 
@@ -131,23 +129,3 @@ def count_questions(sets: Iterable[CandidateSet]) -> dict[str, int]:
 
 def _num_picks(sets: Iterable[CandidateSet]) -> int:
     return sum(len(candidates.judgements) for candidates in sets)
-
-
-def mismatched_prompts(
-    sets: Sequence[CandidateSet], count: int, seed: int
-) -> dict[str, tuple[str, ...]]:
-    """For each candidate, ``count`` prompts of other sets, drawn by seed and candidate id alone.
-
-    Empty where all prompts are the same text.
-    """
-    texts = {normalise_prompt(text): text for text in sorted({s.prompt.text for s in sets})}
-    keys = sorted(texts)
-    drawn: dict[str, tuple[str, ...]] = {}
-    for candidates in sets:
-        own = keys.index(normalise_prompt(candidates.prompt.text))
-        for candidate_id in candidates.candidate_ids:
-            rng = random.Random(f"{seed}/{candidate_id}")
-            # Another index than its own: a step of 1 to len - 1 around the circle.
-            steps = [rng.randrange(1, len(keys)) for _ in range(count)] if len(keys) > 1 else []
-            drawn[candidate_id] = tuple(texts[keys[(own + step) % len(keys)]] for step in steps)
-    return drawn

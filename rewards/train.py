@@ -38,7 +38,6 @@ from rewards.judgements import (
     Division,
     count_questions,
     divide,
-    mismatched_prompts,
 )
 from rewards.models import load_encoder
 from rewards.models.features import (
@@ -88,11 +87,9 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     encoder = load_encoder(settings, config.base, config.device)
     cache = FeatureCache(config.cache_dir or config.output_dir / FEATURES, encoder.identity)
     seen = (*division.train, *division.development)
-    mismatches = _mismatches(config, division)
-    wanted = [*own_prompts(seen), *((cid, text) for cid in mismatches for text in mismatches[cid])]
-    bank = extract_features(snapshot, wanted, encoder, cache)
+    bank = extract_features(snapshot, own_prompts(seen), encoder, cache)
     model = _build_model(config, division, encoder, bank)
-    trainer = _build_trainer(config, model, division, bank, mismatches, encoder.tokenizer)
+    trainer = _build_trainer(config, model, division, bank, encoder.tokenizer)
     with _without_save_bars():
         last = _last_complete_checkpoint(config.output_dir / CHECKPOINTS)
         trainer.train(resume_from_checkpoint=last)
@@ -113,14 +110,6 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     }
     write_json(config.output_dir / REPORT_FILE, report)
     return RewardResult(config.output_dir, report)
-
-
-def _mismatches(config: RewardTrainConfig, division: Division) -> dict[str, tuple[str, ...]]:
-    """Other prompts for each training candidate; none where no head would learn from them."""
-    asked = any(j.question == Question.INSTRUCTION for s in division.train for j in s.judgements)
-    if not (asked and config.contrast):
-        return {}
-    return mismatched_prompts(division.train, config.num_mismatches, config.seed)
 
 
 def _build_model(
@@ -156,19 +145,16 @@ def _build_trainer(
     model: PreferenceModel,
     division: Division,
     bank: Bank,
-    mismatches: Mapping[str, Sequence[str]],
     tokenizer: Any,
 ) -> CandidateTrainer:
     outputs, keep_ties = model.config.outputs, config.ties == "uniform"
     trainer = CandidateTrainer(
         model=model,
         args=_trainer_settings(config),
-        train_dataset=to_dataset(division.train, outputs, keep_ties, mismatches),
+        train_dataset=to_dataset(division.train, outputs, keep_ties),
         eval_dataset=to_dataset(division.development, outputs, keep_ties),
         data_collator=SetCollator(bank),
         processing_class=tokenizer,
-        instruction=outputs.index("instruction") if mismatches else None,
-        contrast=config.contrast,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
     )
     # Without a terminal the Trainer would print a dict every epoch; metrics.jsonl has them.

@@ -13,7 +13,7 @@ from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
 from rewards.judgements import CandidateSet
-from rewards.losses import all_equal, best_then_worst, bradley_terry, centring
+from rewards.losses import all_equal, best_then_worst, centring
 from rewards.models.features import Bank, collate
 from rewards.models.preference import PreferenceOutput
 
@@ -22,18 +22,10 @@ __all__ = ["CandidateTrainer", "SetCollator", "SetLoss", "preference_loss", "to_
 _TIE = -1
 
 
-def to_dataset(
-    sets: Iterable[CandidateSet],
-    outputs: Sequence[str],
-    keep_ties: bool,
-    mismatches: Mapping[str, Sequence[str]] | None = None,
-) -> Dataset:
+def to_dataset(sets: Iterable[CandidateSet], outputs: Sequence[str], keep_ties: bool) -> Dataset:
     """One row per candidate set: its candidates, and question, best and worst of each judgement.
 
     Judgements that ask for no output of the model are left out, as are sets without any.
-
-    Args:
-        mismatches: other prompts that a candidate is held against, by its id.
     """
     rows = []
     for candidates in sets:
@@ -48,12 +40,10 @@ def to_dataset(
         ]
         if judgements:
             questions, best, worst = map(list, zip(*judgements, strict=True))
-            ids = list(candidates.candidate_ids)
             rows.append(
                 {
-                    "candidate_ids": ids,
+                    "candidate_ids": list(candidates.candidate_ids),
                     "prompt": candidates.prompt.text,
-                    "mismatches": [list((mismatches or {}).get(cid, ())) for cid in ids],
                     "question": questions,
                     "best": best,
                     "worst": worst,
@@ -65,10 +55,9 @@ def to_dataset(
 class SetCollator:
     """Rows of `to_dataset` to a batch: each candidate's features once, judgements pointing at them.
 
-    ``N`` candidates, ``Q`` of them again under other prompts, ``P`` judgements of up to ``K``::
+    ``N`` candidates, ``P`` judgements of up to ``K``::
 
-        image, text, text_mask, stats   as in `FeatureBatch`, N + Q rows
-        mismatch (Q, 2)  rows of a candidate under its own and under another prompt
+        image, text, text_mask, stats   as in `FeatureBatch`
         members (P, K)   rows of the candidates, 0 where padded;  mask (P, K)
         question (P,)    column of the logits
         best, worst (P,) positions in 0 .. K - 1, both -1 for "all equal"
@@ -78,13 +67,7 @@ class SetCollator:
         self._bank = bank
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        own = [(cid, row["prompt"]) for row in rows for cid in row["candidate_ids"]]
-        others = [prompts for row in rows for prompts in row["mismatches"]]
-        mismatched = [
-            (index, own[index][0], prompt)
-            for index, prompts in enumerate(others)
-            for prompt in prompts
-        ]
+        keys = [(cid, row["prompt"]) for row in rows for cid in row["candidate_ids"]]
         judgements = [
             (start, len(row["candidate_ids"]), *judgement)
             for start, row in zip(_starts(rows), rows, strict=True)
@@ -93,13 +76,8 @@ class SetCollator:
         start, count, question, best, worst = torch.tensor(judgements).unbind(dim=1)
         position = torch.arange(int(count.max()))[None]
         mask = position < count[:, None]
-        keys = [*own, *((cid, prompt) for _, cid, prompt in mismatched)]
         return {
             **collate([self._bank[key] for key in keys]).as_dict(),
-            "mismatch": torch.tensor(
-                [(index, len(own) + row) for row, (index, _, _) in enumerate(mismatched)],
-                dtype=torch.long,
-            ).view(-1, 2),
             "members": torch.where(mask, start[:, None] + position, 0),
             "mask": mask,
             "question": question,
@@ -121,21 +99,16 @@ class SetLoss:
     """(M, P) per member and judgement, in nats."""
     centring: Tensor
     """(M, P) squared mean scores."""
-    contrast: Tensor
-    """(M, Q) -log probability that a candidate fits its own prompt better, in nats."""
     correct: Tensor
     """(P,) whether the members' mean score ranks best over worst; NaN for "all equal"."""
 
 
-def preference_loss(
-    logits: Tensor, batch: Mapping[str, Tensor], instruction: int | None = None
-) -> SetLoss:
+def preference_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> SetLoss:
     """Each judgement's likelihood, in the column of the question that it answers.
 
     Args:
-        logits: (N + Q, M, C) of `PreferenceModel`.
+        logits: (N, M, C) of `PreferenceModel`.
         batch: of `SetCollator`.
-        instruction: the column that tells whether an image fits its prompt, if there is one.
     """
     column = batch["question"][:, None, None, None]
     scores = logits[batch["members"]]  # (P, K, M, C)
@@ -162,14 +135,9 @@ def preference_loss(
     mean = scores.detach().mean(dim=0)[picked]
     margin = mean.gather(1, best[:, None]) - mean.gather(1, worst[:, None])
     correct[picked] = 0.5 + 0.5 * margin.squeeze(1).sign()
-    contrast = scores.new_zeros(num_members, 0)
-    if instruction is not None:
-        own, other = logits[batch["mismatch"]][..., instruction].unbind(dim=1)
-        contrast = bradley_terry(own - other).T
     return SetLoss(
         nll=nll,
         centring=per_member(centring(scores.flatten(0, 1), of_members(mask))),
-        contrast=contrast,
         correct=correct,
     )
 
@@ -177,16 +145,11 @@ def preference_loss(
 class CandidateTrainer(RewardTrainer):
     """`RewardTrainer` whose rows are candidate sets and whose loss is `preference_loss`.
 
-    ``args.center_rewards_coefficient`` weighs the centring, ``contrast`` the mismatched prompts,
-    which ``instruction``, a column of the logits, tells apart. Logs TRL's metric names.
+    ``args.center_rewards_coefficient`` weighs the centring. Logs TRL's metric names.
     """
 
-    def __init__(
-        self, *args: Any, instruction: int | None = None, contrast: float = 0.0, **kwargs: Any
-    ):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._instruction = instruction
-        self._contrast = contrast
         # It was needed for TRL's checks alone; checkpoints hold no tokenizer.
         self.processing_class = None
 
@@ -198,7 +161,7 @@ class CandidateTrainer(RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns = [
-                "candidate_ids", "prompt", "mismatches", "question", "best", "worst",
+                "candidate_ids", "prompt", "question", "best", "worst",
             ]  # fmt: skip
 
     def compute_loss(
@@ -212,12 +175,10 @@ class CandidateTrainer(RewardTrainer):
         features = ("image", "text", "text_mask", "stats")
         outputs: PreferenceOutput = model(**{name: inputs[name] for name in features})
         assert outputs.logits is not None
-        result = preference_loss(outputs.logits, inputs, self._instruction)
+        result = preference_loss(outputs.logits, inputs)
         args = cast(RewardConfig, self.args)
         loss = result.nll.mean()
         loss = loss + (args.center_rewards_coefficient or 0.0) * result.centring.mean()
-        if result.contrast.numel():
-            loss = loss + self._contrast * result.contrast.mean()
         self._record("train" if model.training else "eval", outputs.logits.detach(), result)
         return (loss, outputs) if return_outputs else loss
 
@@ -226,13 +187,12 @@ class CandidateTrainer(RewardTrainer):
         own = {
             "nll": result.nll.detach().mean(),
             "accuracy": result.correct.nanmean(),
-            "contrast": result.contrast.detach().mean(),
             "min_reward": logits.min(),
             "mean_reward": logits.mean(),
             "max_reward": logits.max(),
         }
         gathered = cast(Tensor, self.accelerator.gather(torch.stack(list(own.values()))[None]))
         for name, value in zip(own, gathered.nanmean(dim=0).tolist(), strict=True):
-            # NaN where a batch has none of a kind: only ties, or no mismatched prompts.
+            # NaN where a batch has only ties.
             if not math.isnan(value):
                 self._metrics[mode][name].append(value)

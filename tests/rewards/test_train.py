@@ -1,5 +1,4 @@
 import json
-import math
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from rewards.judgements import (
     Judgement,
     candidate_sets,
     divide,
-    mismatched_prompts,
 )
 from rewards.models.features import Features
 from rewards.scorers import load_scorer
@@ -217,30 +215,3 @@ def test_each_pick_is_scored_by_the_head_that_it_asked():
         [True, False, False],
     ]
     assert len(to_dataset(sets, ("detail", "overall"), keep_ties=False)) == 1
-
-
-def test_an_image_is_held_against_other_prompts_by_the_instruction_head():
-    sets = [
-        CandidateSet(
-            Prompt(id=name, text=name),
-            (f"{name}0", f"{name}1"),
-            (Judgement("p", "t", "ada", Question.INSTRUCTION, 0, 1),),
-        )
-        for name in ("red", "Red!", "blue", "green")
-    ]
-    drawn = mismatched_prompts(sets, 3, seed=0)
-    assert set(drawn["blue0"]) <= {"red", "green"}
-    assert set(drawn["red0"]) <= {"blue", "green"}  # a prompt in other words is no mismatch
-    assert mismatched_prompts(sets[::-1], 3, seed=0) == drawn
-    assert mismatched_prompts(sets[:2], 3, seed=0)["red0"] == ()
-    rows = to_dataset(sets[2:], ("instruction", "overall"), True, {"blue0": ["green"]})
-    blank = Features(torch.zeros(4, 2), torch.zeros(1, 2), torch.zeros(1))
-    keys = [(f"{name}{i}", name) for name in ("blue", "green") for i in range(2)]
-    batch = SetCollator(dict.fromkeys([*keys, ("blue0", "green")], blank))(list(rows))
-    assert batch["mismatch"].tolist() == [[0, 4]]
-    logits = torch.zeros(5, 1, 2, requires_grad=True)
-    result = preference_loss(logits, batch, instruction=0)
-    assert result.contrast.tolist() == [[pytest.approx(math.log(2))]]
-    result.contrast.sum().backward()
-    assert logits.grad[:, 0].tolist() == [[-0.5, 0], [0, 0], [0, 0], [0, 0], [0.5, 0]]
-    assert preference_loss(logits, batch).contrast.numel() == 0
