@@ -224,6 +224,40 @@ CPU = (
 )
 
 
+def _share_ordered(better: int, worse: int) -> Formula:
+    """Share of the pairs whose value at ``better`` is above that at ``worse``."""
+    return lambda raw: statistics.fmean(pair[better] > pair[worse] for pair in raw["pairs"])
+
+
+TEXT = (
+    Bar(
+        "text.order_agreement",
+        "share",
+        "graded posters: pairs that the text rendering scorer puts as a person does",
+        "1; the common reward: `text.order_agreement_first_quote`",
+        _share_ordered(3, 4),
+    ),
+    Bar(
+        "text.order_agreement_first_quote",
+        "share",
+        "the same pairs by the edit distance of the first quoted string, same readings",
+        "`text.order_agreement`",
+        _share_ordered(5, 6),
+    ),
+    *(
+        Bar(
+            f"text.accuracy.level{level}.{engine}",
+            "share",
+            f"characters of GB/T 2312 level {level} that {engine} reads of clean pages",
+            "1",
+            lambda raw: raw["right"] / raw["characters"],
+        )
+        for level in (1, 2)
+        for engine in ("ppocr_v6", "tesseract")
+    ),
+)
+
+
 def _hopper(name: str, unit: str, meaning: str, against: str, formula: Formula) -> Bar:
     return Bar(f"hopper.{name}", unit, meaning, against, formula, needs="h200")
 
@@ -327,4 +361,4 @@ HOPPER = (
     _hopper("mixed_length_speedup.512", "x", "the same at 512 px", "as above: 1.6", _SPEEDUP),
 )
 
-BARS: dict[str, Bar] = {bar.name: bar for bar in (*CIRCLE, *TINY, *CLI, *CPU, *HOPPER)}
+BARS: dict[str, Bar] = {bar.name: bar for bar in (*CIRCLE, *TINY, *CLI, *CPU, *TEXT, *HOPPER)}

@@ -73,12 +73,35 @@ def measure_circle(args: argparse.Namespace) -> None:
     record(circle, {"reports": reports}, f"winsome demo --seed N, N in {seeds}")
 
 
+def measure_text(args: argparse.Namespace) -> None:
+    """The graded posters, and clean characters by each engine; ``runs/`` keeps what was read."""
+    from benchmarks.text.measure import CachedEngine, read_level, score_order
+    from rewards.text.engines import ENGINES, open_engine
+
+    command = "python -m benchmarks.measure text"
+    engines = {
+        name: CachedEngine(open_engine(name), Path(f"runs/benchmarks/text/{name}.json"))
+        for name in ENGINES
+    }
+    record(
+        ["text.order_agreement", "text.order_agreement_first_quote"],
+        score_order(engines["ppocr_v6"]),
+        command,
+    )
+    for name, engine in engines.items():
+        for level in (1, 2):
+            record([f"text.accuracy.level{level}.{name}"], read_level(engine, level), command)
+
+
 QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
     "cli": measure_cli,
     "tiny": measure_tiny,
     "cpu": measure_cpu,
 }
-SLOW: dict[str, Callable[[argparse.Namespace], None]] = {"circle": measure_circle}
+SLOW: dict[str, Callable[[argparse.Namespace], None]] = {
+    "circle": measure_circle,
+    "text": measure_text,
+}
 
 
 def main() -> None:

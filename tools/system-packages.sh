@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the tests need from the system and pip cannot bring: a C++ compiler and Python's headers
-# (DeepSpeed builds its CPU operator), Chromium for the browser test, a font with Chinese glyphs for
-# its screenshots. Missing Debian packages are installed as root or through sudo; where neither can
+# (DeepSpeed builds its CPU operator), Chromium for the browser test, fonts with Chinese and Latin
+# glyphs for its screenshots and for posters, Tesseract to read them. Missing Debian packages are installed as root or through sudo; where neither can
 # be had, one line names them and the exit status is 1.
 set -eu
 
@@ -18,6 +18,12 @@ has chromium || has chromium-browser || has google-chrome || missing="$missing c
 if ! has fc-list || [ -z "$(fc-list :lang=zh family)" ]; then
   missing="$missing fontconfig fonts-noto-cjk"
 fi
+
+[ -f /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc ] || missing="$missing fonts-noto-cjk"
+[ -f /usr/share/fonts/truetype/dejavu/DejaVuSerif.ttf ] || missing="$missing fonts-dejavu-core"
+has tesseract || missing="$missing tesseract-ocr"
+[ -n "$(ls /usr/share/tesseract-ocr/*/tessdata/chi_sim.traineddata 2>/dev/null)" ] ||
+  missing="$missing tesseract-ocr-chi-sim"
 
 [ -n "$missing" ] || exit 0
 
