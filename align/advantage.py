@@ -13,18 +13,21 @@ class Advantages:
     """What the rewards of complete groups come to."""
 
     values: Tensor
-    """``(groups, group_size)`` float32; 0 in dropped groups."""
+    """``(groups, group_size)`` float32; 0 in dropped groups and for samples without a reward."""
     keep: Tensor
-    """``(groups,)`` bool; False where all rewards are equal: nothing to learn from."""
+    """``(groups,)`` bool; False where all rewards are equal, or fewer than two known: nothing to
+    learn from."""
     reward: float
-    """Mean reward."""
+    """Mean of the known rewards."""
     reward_std: float
     """Mean over the groups of the deviation within a group."""
     frac_reward_zero_std: float
     """Share of dropped groups."""
 
 
-def group_advantages(rewards: Tensor, min_std: float = 1e-4, clip: float = 5.0) -> Advantages:
+def group_advantages(
+    rewards: Tensor, min_std: float = 1e-4, clip: float = 5.0, known: Tensor | None = None
+) -> Advantages:
     """``(r - group mean) / group std`` of ``rewards (groups, group_size)``.
 
     Args:
@@ -32,30 +35,41 @@ def group_advantages(rewards: Tensor, min_std: float = 1e-4, clip: float = 5.0) 
         min_std: Groups whose standard deviation is not above it are dropped, in units of the
             reward: dividing by a tiny number would turn rounding into advantages.
         clip: Bound on the advantages' magnitude.
+        known: ``(groups, group_size)`` bool; samples without a reward are left out of their
+            group's mean and deviation. None: all are known.
 
     Raises:
-        ValueError: Wrong shape, a group of one, or a reward that is not finite.
+        ValueError: Wrong shape, a group of one, a known reward that is not finite, or none known.
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(
             f"rewards have shape {tuple(rewards.shape)}; expected (groups, group_size) with at "
             "least 2 in a group"
         )
+    known = torch.ones_like(rewards, dtype=torch.bool) if known is None else known
+    if known.shape != rewards.shape or not known.any():
+        raise ValueError(
+            f"known has shape {tuple(known.shape)} and {int(known.sum())} true values; expected "
+            f"{tuple(rewards.shape)} and at least one"
+        )
     rewards = rewards.double()
-    if not rewards.isfinite().all():
-        row, column = (~rewards.isfinite()).nonzero()[0].tolist()
+    if not rewards[known].isfinite().all():
+        row, column = (known & ~rewards.isfinite()).nonzero()[0].tolist()
         raise ValueError(
             f"reward of sample {column} in group {row} is {rewards[row, column].item()}; "
             "a finite number was expected"
         )
-    mean = rewards.mean(1, keepdim=True)
-    std = rewards.std(1, keepdim=True, correction=0)
+    rewards = rewards.masked_fill(~known, 0.0)
+    count = known.sum(1, keepdim=True).clamp_min(1)
+    mean = rewards.sum(1, keepdim=True) / count
+    deviation = (rewards - mean).masked_fill(~known, 0.0)
+    std = (deviation.square().sum(1, keepdim=True) / count).sqrt()
     keep = std > min_std
-    values = torch.where(keep, (rewards - mean) / std.clamp_min(min_std), torch.zeros_like(rewards))
+    values = torch.where(keep, deviation / std.clamp_min(min_std), torch.zeros_like(rewards))
     return Advantages(
         values=values.clamp(-clip, clip).float(),
         keep=keep.squeeze(1),
-        reward=rewards.mean().item(),
+        reward=rewards[known].mean().item(),
         reward_std=std.mean().item(),
         frac_reward_zero_std=1 - keep.double().mean().item(),
     )

@@ -314,7 +314,8 @@ class RewardModelConfig(Config):
 
     type: Literal["reward_model"] = "reward_model"
     path: Path
-    """Folder of the reward model, with its report.json."""
+    """Folder of the reward model, with its report.json; or a YAML file of a reward mix, which has
+    its own gates and weights (docs/rewards.md)."""
     base: str | None = None
     """Pipeline whose first blocks the reward model reads; null: as named when it was trained."""
     min_accuracy: float = Field(default=0.6, ge=0, le=1)

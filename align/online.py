@@ -23,16 +23,18 @@ from align.rollout import Group, Rollout, draw_rollout
 from align.run import RunResult
 from align.trainer import Trainer
 from annotate.records import Prompt
-from rewards.base import RewardItem, Score, Scorer, ScoringError, score_values
+from rewards.base import RewardItem, Score, Scorer
+from rewards.failures import RewardSource
 
 __all__ = ["train_grpo"]
 
 
-def train_grpo(config: GRPOConfig, scorer: Scorer | None = None) -> RunResult:
+def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) -> RunResult:
     """Flow-GRPO; continues where a killed run of this configuration stood.
 
     Args:
-        scorer: gives the rewards instead of ``config.reward``.
+        scorer: gives the rewards instead of ``config.reward``; a `RewardSource` also says what is
+            done about samples that could not be scored, a plain scorer stops the run.
 
     Raises:
         ValueError, FileNotFoundError: unusable prompts, model, run folder, or a reward model whose
@@ -50,18 +52,31 @@ def train_grpo(config: GRPOConfig, scorer: Scorer | None = None) -> RunResult:
     facts: dict[str, Any] = {}
     if scorer is None:
         scorer, facts = open_reward(config.reward, str(trainer.engine.device))
+    source = scorer if isinstance(scorer, RewardSource) else RewardSource(scorer)
+    spec = source.scorer.spec
     trainer.begin(
         data={"path": str(config.prompts), "prompts": len(prompts)},
-        reward={"name": scorer.spec.name, "version": scorer.spec.version, **facts},
+        reward={"name": spec.name, "version": spec.version, **facts},
     )
-    loop = GRPOLoop(config, trainer, scorer, prompts)
+    loop = GRPOLoop(config, trainer, source, prompts)
     return trainer.fit(loop.train_step)
 
 
-def open_reward(config: RewardModelConfig | None, device: str) -> tuple[Scorer, dict[str, Any]]:
-    """The scorer that the settings name, once it has passed its gate, and facts for run.json."""
+def open_reward(
+    config: RewardModelConfig | None, device: str
+) -> tuple[Scorer | RewardSource, dict[str, Any]]:
+    """The reward that the settings name, once it has passed its gate, and facts for run.json."""
     if config is None:
         raise ValueError("GRPO needs a reward: give reward.path, the folder of a reward model")
+    if config.path.suffix in (".yaml", ".yml"):
+        from rewards.scorers.build import open_mix
+
+        if config.weights:
+            raise ValueError(
+                f"the weights of {config.path} are in it; reward.weights must be empty"
+            )
+        source, _ = open_mix(config.path)
+        return source, {"path": str(config.path)}
     from rewards.evaluate import require_accuracy
     from rewards.scorers import load_scorer
 
@@ -84,12 +99,13 @@ class GRPOLoop:
     """
 
     def __init__(
-        self, config: GRPOConfig, trainer: Trainer, scorer: Scorer, prompts: Sequence[Prompt]
+        self, config: GRPOConfig, trainer: Trainer, source: RewardSource, prompts: Sequence[Prompt]
     ) -> None:
         self.config = config
         self.trainer = trainer
         self.engine = trainer.engine
-        self.scorer = scorer
+        self.source = source
+        self.scorer = source.scorer
         self.prompts = prompts
         images = config.prompts_per_step * config.group_size // config.updates_per_rollout
         if config.prompts_per_step % self.engine.world:
@@ -143,12 +159,14 @@ class GRPOLoop:
             iteration,
         )
         scores = self._score(rollout)
-        rewards = torch.tensor([self._reward(score) for score in scores])
+        known = torch.tensor([score is not None for score in scores])
+        rewards = torch.tensor([self._reward(s) if s is not None else torch.nan for s in scores])
         objective = self.config.objective
         advantages = group_advantages(
             rewards.view(len(rollout.groups), -1),
             min_std=objective.min_reward_std,
             clip=objective.advantage_clip,
+            known=known.view(len(rollout.groups), -1),
         )
         self._rollout = rollout
         self._advantages = advantages.values.flatten().to(self.engine.device)
@@ -211,7 +229,8 @@ class GRPOLoop:
 
     # Rewards --------------------------------------------------------------------------------------
 
-    def _score(self, rollout: Rollout) -> list[Score]:
+    def _score(self, rollout: Rollout) -> list[Score | None]:
+        """One score an image; None for an image that is to be left out."""
         latents = rollout.latents.float().cpu()
         images: Sequence[Any] = [None] * len(latents)
         if "latents" not in self.scorer.spec.needs:
@@ -230,14 +249,7 @@ class GRPOLoop:
                 rollout.sample_ids, groups, images, latents, strict=True
             )
         ]
-        scores = score_values(self.scorer, items)
-        for item, score in zip(items, scores, strict=True):
-            if score.value is None:
-                raise ScoringError(
-                    f"scorer {self.scorer.spec.name!r} says that it does not apply to sample "
-                    f"{item.sample_id!r} ({item.prompt!r}): GRPO needs a reward for every image"
-                )
-        return scores
+        return self.source.score(items)
 
     def _reward(self, score: Score) -> float:
         weights = self.config.reward.weights if self.config.reward else {}
@@ -247,15 +259,17 @@ class GRPOLoop:
         total = sum(weight * score.components[name] for name, weight in weights.items())
         return total / sum(weights.values())
 
-    def _figures(self, scores: Sequence[Score], advantages: Advantages) -> dict[str, float]:
+    def _figures(self, scores: Sequence[Score | None], advantages: Advantages) -> dict[str, float]:
+        found = [score for score in scores if score is not None]
         figures = {
+            "reward/frac_failed": 1 - len(found) / len(scores),
             "reward": advantages.reward,
             "reward_std": advantages.reward_std,
             "frac_reward_zero_std": advantages.frac_reward_zero_std,
         }
         for name in self.scorer.spec.components:
-            values = [score.components[name] for score in scores if name in score.components]
-            if len(values) == len(scores):
+            values = [score.components[name] for score in found if name in score.components]
+            if len(values) == len(found):
                 figures[f"reward/{name}"] = sum(values) / len(values)
         return self.engine.mean(
             {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}

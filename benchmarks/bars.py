@@ -248,7 +248,7 @@ TEXT = (
         Bar(
             f"text.accuracy.level{level}.{engine}",
             "share",
-            f"characters of GB/T 2312 level {level} that {engine} reads of clean pages",
+            f"of 1,024 characters of GB/T 2312 level {level}, read by {engine} on clean pages",
             "1",
             lambda raw: raw["right"] / raw["characters"],
         )

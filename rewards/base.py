@@ -68,6 +68,8 @@ class ScorerSpec:
     components: tuple[str, ...]
     needs: frozenset[str]
     """The item fields that it reads, of ``image`` and ``latents``; any one of them is enough."""
+    backbone: str = ""
+    """Names the network that it looks through; scorers of one backbone share their blind spots."""
 
 
 @runtime_checkable

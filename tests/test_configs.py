@@ -20,12 +20,15 @@ from annotate.settings import (
 )
 from annotate.web.config import ServeConfig
 from rewards.config import RewardTrainConfig
+from rewards.scorers.config import RewardMixConfig, RewardServerConfig
 
 CONFIGS = configs_folder()
 KINDS: dict[str, type[Config]] = {
     "annotate": ServeConfig,
     "rewards": RewardTrainConfig,
     "reward": RewardTrainConfig,
+    "reward_mix": RewardMixConfig,
+    "reward_server": RewardServerConfig,
     "pretrain": PretrainConfig,
     "demo": DemoConfig,
     "generate": GenerateConfig,

@@ -100,10 +100,9 @@ def characters_of_level(level: int) -> list[str]:
     return [text for code in codes if (text := code.decode("gb2312", errors="ignore"))]
 
 
-def read_level(engine: TextEngine, level: int, seed: int = 0) -> dict[str, Any]:
-    """Pages of 8 x 8 characters without context, each drawn once, black on white at 48 px."""
-    characters = characters_of_level(level)
-    random.Random(seed).shuffle(characters)
+def read_level(engine: TextEngine, level: int, count: int = 1024, seed: int = 0) -> dict[str, Any]:
+    """``count`` characters of a level, each drawn once without context, 8 x 8 a page at 48 px."""
+    characters = random.Random(seed).sample(characters_of_level(level), count)
     rows = ["".join(characters[at : at + PER_ROW]) for at in range(0, len(characters), PER_ROW)]
     right = 0
     for start in range(0, len(rows), ROWS):

@@ -1,4 +1,4 @@
-"""``winsome reward train`` and ``winsome reward evaluate``."""
+"""``winsome reward``: train, evaluate, serve, calibrate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from annotate.records import Split
 
-HELP = "Train a reward model on designers' picks, and measure one."
+HELP = "Train a reward model on designers' picks, measure one, serve scorers."
 EXAMPLE = "winsome reward train configs/tiny/reward.yaml seed=1"
 
 
@@ -44,9 +44,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minimum", type=float, metavar="ACCURACY", help="exit with status 1 below this accuracy"
     )
 
+    _add_serving(actions)
+
+
+def _add_serving(actions: Any) -> None:
+    serve = actions.add_parser(
+        "serve",
+        help="score for other processes over HTTP",
+        description="Serves scorers over HTTP until interrupted; docs/rewards.md has the protocol.",
+        epilog="example:\n  winsome reward serve configs/reward_server/text.yaml port=8101",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("config", type=Path, help="YAML file of settings")
+    serve.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. max_queue=64")
+    calibrate = actions.add_parser(
+        "calibrate",
+        help="measure the scales of a mix's scorers",
+        description="Scores a snapshot's images with each training scorer of a mix and writes the "
+        "mean and deviation where the mix looks for them.",
+        epilog="example:\n  winsome reward calibrate mix.yaml snapshots/july --limit 500",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    calibrate.add_argument("mix", type=Path, help="YAML file of a reward mix")
+    calibrate.add_argument("snapshot", type=Path, help="folder of a snapshot")
+    calibrate.add_argument("--images", type=Path, help="its images, when it was cut without them")
+    calibrate.add_argument("--limit", type=int, metavar="N", help="score N images; default: all")
+
 
 def run(args: argparse.Namespace) -> int | None:
-    return _train(args) if args.action == "train" else _evaluate(args)
+    actions = {"train": _train, "evaluate": _evaluate, "serve": _serve, "calibrate": _calibrate}
+    return actions[args.action](args)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -77,6 +104,44 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"below the minimum accuracy of {args.minimum:.3f}")
         return 1
     return 0
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from annotate.settings import load_config
+    from rewards.scorers.config import RewardServerConfig
+
+    config = load_config(RewardServerConfig, args.config, args.overrides)
+    from rewards.scorers.build import build_scorer, read_token
+    from rewards.service.server import RewardServer, ServerSettings
+
+    settings = config.model_dump(exclude={"scorers", "token_file"})
+    token = read_token(config.token_file)
+    server = RewardServer(
+        lambda: [build_scorer(scorer) for scorer in config.scorers],
+        ServerSettings(token=token, **settings),
+    )
+    with server:
+        print(f"loading; health at {server.url}/v1/health", flush=True)
+        server.wait_until_ready()
+        print(f"ready: {server.url}", flush=True)
+        server.wait()
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from annotate.settings import load_config
+    from rewards.scorers.config import RewardMixConfig
+
+    config = load_config(RewardMixConfig, args.mix)
+    from annotate.records import load_snapshot
+    from rewards.composition import calibrate
+    from rewards.scorers.build import build_scorer, snapshot_items
+
+    items = snapshot_items(load_snapshot(args.snapshot, images=args.images), args.limit)
+    for part in config.training:
+        found = calibrate(build_scorer(part.scorer), items)
+        path = args.mix.parent / part.calibration
+        found.save(path)
+        print(f"{path}: {found.scorer} mean {found.mean:.4g}, std {found.std:.4g}, {found.count}")
 
 
 def describe_report(report: dict[str, Any]) -> str:

@@ -35,3 +35,14 @@ def test_a_missing_reward_is_an_error_that_names_its_place():
         group_advantages(torch.zeros(4))
     with pytest.raises(ValueError, match="at least 2 in a group"):
         group_advantages(torch.zeros(4, 1))
+
+
+def test_a_sample_without_a_reward_is_left_out_of_its_groups_mean_and_deviation():
+    rewards = torch.tensor([[1.0, 3.0, float("nan")], [2.0, float("nan"), float("nan")]])
+    known = rewards.isfinite()
+    result = group_advantages(rewards, known=known)
+    assert result.values.tolist() == [[-1, 1, 0], [0, 0, 0]]
+    assert result.keep.tolist() == [True, False]
+    assert result.reward == 2.0
+    with pytest.raises(ValueError, match=r"0 true values; expected .* at least one"):
+        group_advantages(rewards, known=torch.zeros_like(known))

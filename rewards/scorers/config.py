@@ -1,0 +1,144 @@
+"""Which scorers make a reward, and which are served; free of torch, as every configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from annotate.settings import Config
+
+__all__ = [
+    "GateConfig",
+    "PartConfig",
+    "PreferenceScorerConfig",
+    "RemoteScorerConfig",
+    "RewardMixConfig",
+    "RewardServerConfig",
+    "ScorerConfig",
+    "TextScorerConfig",
+]
+
+
+class PreferenceScorerConfig(Config):
+    """A reward model that ``winsome reward train`` wrote."""
+
+    type: Literal["preference"]
+    path: Path
+    """Its folder."""
+    base: str | None = None
+    """Pipeline whose first blocks it reads; null: as named when it was trained."""
+    device: str = "cpu"
+    min_accuracy: float = Field(default=0.6, ge=0, le=1)
+    """It is refused if its report's held-out accuracy is lower."""
+
+
+class TextScorerConfig(Config):
+    """Whether the image shows the texts asked for; see docs/rewards.md."""
+
+    type: Literal["text_rendering"]
+    engine: Literal["ppocr_v6", "tesseract"] = "ppocr_v6"
+    """What reads the image. Train on one, evaluate with the other."""
+    precision: float = Field(default=0.5, ge=0, le=1)
+    """What an image loses at most for text that nobody asked for."""
+    layout: float = Field(default=0.5, ge=0, le=1)
+    """What it loses at most for order, uprightness, legibility, clipping and unevenness."""
+    clean_font: str | None = "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc"
+    """Font of the clean renderings that tell what the engine can read; null: it reads all."""
+    clean_face: int = Field(default=2, ge=0)
+    """Face in that file."""
+
+
+class RemoteScorerConfig(Config):
+    """A scorer behind ``winsome reward serve``, perhaps in another environment."""
+
+    type: Literal["remote"]
+    url: str
+    """E.g. ``http://127.0.0.1:8100``."""
+    scorer: str | None = None
+    """Its name there; null: the only one."""
+    token_file: Path | None = None
+    """File that holds the token; null: none is sent."""
+    deadline: float = Field(default=180.0, gt=0)
+    """Seconds for a batch with all its attempts."""
+    attempts: int = Field(default=4, ge=1)
+    backoff: float = Field(default=0.5, gt=0)
+    """Seconds before the second attempt, doubled for each further one."""
+    batch_size: int = Field(default=8, ge=1)
+    """Images per request."""
+    concurrency: int = Field(default=4, ge=1)
+    """Requests under way at a time."""
+    cache: Path | None = None
+    """SQLite file of scores that are known already; null: they are kept in memory."""
+
+
+ScorerConfig = Annotated[
+    PreferenceScorerConfig | TextScorerConfig | RemoteScorerConfig, Field(discriminator="type")
+]
+
+
+class PartConfig(Config):
+    """One scorer of a mix."""
+
+    scorer: ScorerConfig
+    calibration: Path
+    """Its scale, written by ``winsome reward calibrate``; a path relative to the mix's file."""
+    weight: float = Field(default=1.0, ge=0)
+    category_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Weight by the prompt's ``category``, e.g. ``{poster: 2, icon: 0}``; else ``weight``."""
+
+
+class GateConfig(Config):
+    """Where a scorer is below ``minimum``, the reward is at most ``cap``."""
+
+    scorer: str
+    """Name of a scorer of the mix."""
+    minimum: float
+    """On the scorer's own scale."""
+    cap: float = -3.0
+    """In standard deviations of the calibration set."""
+    component: str | None = None
+    """Read this component instead of the scorer's value."""
+
+
+class RewardMixConfig(Config):
+    """Several scorers as one reward: what ``reward.path`` of ``winsome grpo`` may name."""
+
+    training: tuple[PartConfig, ...] = Field(min_length=1)
+    """What the policy is rewarded for."""
+    evaluation: tuple[ScorerConfig, ...] = ()
+    """What it is measured by and never learns from; a backbone shared with ``training`` is warned
+    of."""
+    rule: Literal["weighted_sum", "min", "gdpo"] = "weighted_sum"
+    """How calibrated scores are made one; see `rewards.composition.CompositeScorer`."""
+    gates: tuple[GateConfig, ...] = ()
+    on_failure: Literal["raise", "drop_sample", "drop_group"] = "raise"
+    """What is done about a sample that could not be scored."""
+    max_failure_rate: float = Field(default=0.02, ge=0, lt=1)
+    """Share of failed samples beyond which a run that drops them stops."""
+
+
+class RewardServerConfig(Config):
+    """``winsome reward serve``."""
+
+    scorers: tuple[ScorerConfig, ...] = Field(min_length=1)
+    host: str = "127.0.0.1"
+    """Another address than the loopback's requires ``token_file``."""
+    port: int = Field(default=8100, ge=0, le=65535)
+    """0 takes any free port."""
+    token_file: Path | None = None
+    """File that holds the token that clients must send; null: none is asked for."""
+    max_queue: int = Field(default=16, ge=1)
+    """Requests that wait; further ones are answered 429."""
+    max_body_mib: float = Field(default=256.0, gt=0)
+    request_timeout: float = Field(default=120.0, gt=0)
+    """Seconds that a request may wait and be scored; below the clients' deadline."""
+
+    @model_validator(mode="after")
+    def _check_token(self) -> RewardServerConfig:
+        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token_file is None:
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines: token_file is required"
+            )
+        return self

@@ -1,0 +1,392 @@
+"""The reward service, over real sockets on the loopback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rewards.base import RewardItem, Score, ScorerSpec
+from rewards.service.cache import ScoreCache, cache_key
+from rewards.service.client import ClientSettings, RemoteScorer, ServiceError
+from rewards.service.schema import (
+    Health,
+    SchemaError,
+    ScoreRequest,
+    ScoreResponse,
+    WireItem,
+    encode_png,
+    parse,
+)
+from rewards.service.server import RewardServer, ServerSettings
+
+
+class Red:
+    """Scores the red of the first pixel plus 1: no true value is ever 0."""
+
+    spec = ScorerSpec("red", "1", ("red",), frozenset({"image"}), "pixels")
+
+    def __init__(self):
+        self.calls = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def score(self, items):
+        self.calls += 1
+        self.gate.wait()
+        if any(item.prompt == "explode" for item in items):
+            raise RuntimeError("out of memory")
+        return [truth(item) for item in items]
+
+
+def truth(item):
+    if item.prompt == "refuse":
+        return Score(None, error="no face found")
+    if item.prompt == "not mine":
+        return Score(None)
+    red = float(item.image.getpixel((0, 0))[0])
+    return Score(red + 1, {"red": red}, sigma=0.5)
+
+
+def item(index, prompt="p"):
+    image = Image.new("RGB", (9, 7), (index, 1, 2))
+    return RewardItem(f"s{index}", "g", prompt, image=image, metadata={"lang": "zh", "字": "春"})
+
+
+ITEMS = [item(index) for index in range(5)]
+QUICK = ClientSettings(deadline=5, backoff=0.01, batch_size=2)
+
+
+@pytest.fixture
+def scorer():
+    return Red()
+
+
+@pytest.fixture
+def server(scorer):
+    with RewardServer(lambda: [scorer]) as server:
+        server.wait_until_ready()
+        yield server
+
+
+def test_scores_come_back_as_they_were_given(server):
+    remote = RemoteScorer(server.url, settings=QUICK)
+    assert remote.spec == Red.spec
+    mixed = [*ITEMS, item(7, "refuse"), item(8, "not mine")]
+    assert remote.score(mixed) == [truth(each) for each in mixed]
+    assert remote.score([]) == []
+    [score] = remote.score([RewardItem("x", "g", "p")])
+    assert "needs an image" in str(score.error)
+
+
+def test_a_scorer_that_raises_is_an_error_of_those_items_and_the_server_lives(server):
+    remote = RemoteScorer(server.url, settings=ClientSettings(attempts=1, batch_size=1))
+    bad, good = remote.score([item(1, "explode"), item(2)])
+    assert bad.value is None
+    assert "scorer 'red' failed: RuntimeError: out of memory" in str(bad.error)
+    assert good.value == 3.0
+
+
+def test_what_is_known_is_not_asked_again(server, scorer, tmp_path):
+    path = tmp_path / "scores.sqlite"
+    first = RemoteScorer(server.url, settings=QUICK, cache=ScoreCache(path=path)).score(ITEMS)
+    calls = scorer.calls
+    again = RemoteScorer(server.url, settings=QUICK, cache=ScoreCache(path=path))
+    assert again.score(ITEMS) == first
+    assert scorer.calls == calls
+    again.score([item(200, "refuse")])
+    again.score([item(200, "refuse")])  # an error is asked again
+    assert scorer.calls == calls + 2
+
+
+def test_the_cache_knows_prompt_image_scorer_and_version():
+    png = encode_png(ITEMS[0].image)
+    keys = {
+        cache_key(ITEMS[0], png, "red", "1"),
+        cache_key(item(0, "q"), png, "red", "1"),
+        cache_key(ITEMS[0], encode_png(ITEMS[1].image), "red", "1"),
+        cache_key(ITEMS[0], png, "blue", "1"),
+        cache_key(ITEMS[0], png, "red", "2"),
+        cache_key(RewardItem("s", "g", "p", metadata={"lang": "en"}), png, "red", "1"),
+    }
+    assert len(keys) == 6
+
+
+def test_the_oldest_score_leaves_a_full_cache():
+    cache = ScoreCache(max_entries=2)
+    for name in "abc":
+        cache.put(name, Score(1.0))
+    assert [cache.get(name) is None for name in "abc"] == [True, False, False]
+
+
+def test_a_full_queue_answers_429_and_the_client_comes_back(scorer):
+    with RewardServer(lambda: [scorer], ServerSettings(max_queue=1)) as server:
+        server.wait_until_ready()
+        scorer.gate.clear()
+        patient = ClientSettings(attempts=10**6, max_backoff=0.02, batch_size=1, concurrency=5)
+        remote = RemoteScorer(server.url, settings=patient)
+        hasty = RemoteScorer(server.url, settings=ClientSettings(deadline=1, attempts=1))
+        scores: list[Score] = []
+        waiting = threading.Thread(target=lambda: scores.extend(remote.score(ITEMS)))
+        waiting.start()
+        errors = (str(hasty.score(ITEMS[:1])[0].error) for _ in range(100))
+        assert any("status 429: 1 requests are waiting" in error for error in errors)
+        scorer.gate.set()
+        waiting.join()
+        assert scores == [truth(each) for each in ITEMS]
+
+
+def test_the_server_is_ready_when_its_scorers_are_loaded():
+    loading = threading.Event()
+
+    def load():
+        loading.wait()
+        return [Red()]
+
+    with RewardServer(load) as server:
+        body = ScoreRequest(scorer="red", items=[]).model_dump_json()
+        assert call(server, "GET", "/v1/health")[1]["ready"] is False
+        assert call(server, "POST", "/v1/score", body)[0] == 503
+        threading.Timer(0.3, loading.set).start()
+        assert RemoteScorer(server.url, settings=QUICK).score(ITEMS[:1])[0].value == 1.0
+
+
+def test_a_scorer_that_cannot_be_loaded_is_said():
+    def load():
+        raise FileNotFoundError("no weights")
+
+    with RewardServer(load) as server, pytest.raises(FileNotFoundError, match="no weights"):
+        server.wait_until_ready()
+
+
+def call(server, method, path, body=None, **headers):
+    import http.client
+
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.request(method, path, body and body.encode(), headers)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def test_a_token_is_asked_for_and_required_off_the_loopback():
+    with RewardServer(lambda: [Red()], ServerSettings(token="secret")) as server:
+        server.wait_until_ready()
+        with pytest.raises(ServiceError, match="status 401: the token is missing or wrong"):
+            RemoteScorer(server.url, settings=QUICK)
+        with_token = ClientSettings(token="secret")
+        assert RemoteScorer(server.url, settings=with_token).score(ITEMS[:1])[0].value == 1.0
+    with pytest.raises(ValueError, match=r"'0\.0\.0\.0' can be reached .* token is required"):
+        ServerSettings(host="0.0.0.0")
+
+
+def test_wrong_requests_are_refused_with_their_fault(server):
+    good = ScoreRequest(scorer="red", items=[WireItem.pack(ITEMS[0], b"GIF89a")])
+    cases = [
+        ("GET", "/", None, 404, "nothing at /"),
+        ("POST", "/v1/score", "[", 400, "not JSON"),
+        ("POST", "/v1/score", '{"wire": 2}', 400, "schema version 2, expected 1"),
+        ("POST", "/v1/score", good.model_dump_json(), 400, "sample 's0' is no PNG"),
+        ("POST", "/v1/score", ScoreRequest(scorer="x", items=[]).model_dump_json(), 404, "['red']"),
+    ]
+    for method, path, body, status, message in cases:
+        got, answer = call(server, method, path, body)
+        assert (got, message in answer["error"]) == (status, True), answer
+    with RewardServer(lambda: [Red()], ServerSettings(max_body_mib=0.001)) as small:
+        small.wait_until_ready()
+        assert call(small, "POST", "/v1/score", "x" * 2000)[0] == 413
+
+
+# The contract: written down here, so that neither side changes it alone --------------------------
+
+REQUEST = {
+    "wire": 1,
+    "scorer": "red",
+    "items": [{"sample_id": "s", "group_id": "g", "prompt": "p", "metadata": {}, "png": ""}],
+}
+RESPONSE = {
+    "wire": 1,
+    "scorer": "red",
+    "version": "1",
+    "scores": [
+        {"sample_id": "s", "value": 1.5, "components": {"red": 1.0}, "sigma": None, "error": None}
+    ],
+}
+HEALTH = {
+    "wire": 1,
+    "ready": True,
+    "scorers": [{"name": "red", "version": "1", "components": ["red"], "backbone": ""}],
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "tree"), [(ScoreRequest, REQUEST), (ScoreResponse, RESPONSE), (Health, HEALTH)]
+)
+def test_the_wire_format_is_this(cls, tree):
+    message = parse(cls, json.dumps(tree).encode())
+    assert json.loads(message.model_dump_json()) == tree
+    for broken in ({**tree, "more": 1}, {**tree, "wire": 2}, []):
+        with pytest.raises(SchemaError):
+            parse(cls, json.dumps(broken).encode())
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", '"0"', "true"])
+def test_no_other_thing_passes_for_a_number(value):
+    text = json.dumps(RESPONSE).replace("1.5", value)
+    with pytest.raises(SchemaError):
+        parse(ScoreResponse, text.encode())
+    with pytest.raises(SchemaError, match="a score with an error has no value"):
+        parse(ScoreResponse, json.dumps(RESPONSE).replace('"error": null', '"error": "x"').encode())
+
+
+# The property: whatever a server does, a score is the true one or an error -----------------------
+
+
+class Misbehaving:
+    """A server that does the next thing of its script on each request, then behaves."""
+
+    def __init__(self):
+        self.script: list[str] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._lock = threading.Lock()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=[connection], daemon=True).start()
+
+    def close(self):
+        self._socket.close()
+
+    def _answer(self, connection):
+        with connection:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                part = connection.recv(65536)
+                if not part:
+                    return
+                head += part
+            head, _, body = head.partition(b"\r\n\r\n")
+            if head.startswith(b"GET"):
+                health = {**HEALTH, "scorers": [{**HEALTH["scorers"][0], "backbone": "pixels"}]}
+                return reply(connection, 200, json.dumps(health))
+            length = int(head.lower().split(b"content-length:")[1].split()[0])
+            while len(body) < length:
+                body += connection.recv(65536)
+            with self._lock:
+                deed = self.script.pop(0) if self.script else "behave"
+            request = parse(ScoreRequest, body)
+            scores = [
+                {"sample_id": each.sample_id, "value": truth(each.unpack()).value}
+                for each in request.items
+            ]
+            DEEDS[deed](connection, scores)
+
+
+def reply(connection, status, text, cut=None):
+    body = text.encode()
+    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    connection.sendall((head.encode() + body)[:cut])
+
+
+def respond(connection, scores, **changes):
+    tree = {"wire": 1, "scorer": "red", "version": "1", "scores": scores} | changes
+    reply(connection, 200, json.dumps(tree))
+
+
+def drip(connection, scores):
+    for _ in range(40):
+        connection.sendall(b"H")
+        time.sleep(0.02)
+
+
+DEEDS = {
+    "behave": respond,
+    "vanish": lambda c, s: None,
+    "hang": lambda c, s: time.sleep(0.8),
+    "drip": drip,
+    "cut": lambda c, s: reply(c, 200, json.dumps({"wire": 1}), cut=60),
+    "garbage": lambda c, s: c.sendall(b"\x00\x01garbage\r\n\r\n"),
+    "not json": lambda c, s: reply(c, 200, "<html>0</html>"),
+    "zero": lambda c, s: reply(c, 200, "0"),
+    "empty": lambda c, s: reply(c, 200, ""),
+    "nan": lambda c, s: reply(c, 200, '{"wire":1,"scorer":"red","version":"1","scores":[NaN]}'),
+    "overloaded": lambda c, s: reply(c, 429, '{"error": "busy"}'),
+    "500 with zeros": lambda c, s: reply(c, 500, json.dumps([0.0] * len(s))),
+    "unauthorised": lambda c, s: reply(c, 401, "{}"),
+    "no scores": lambda c, s: respond(c, []),
+    "too few": lambda c, s: respond(c, s[:-1]),
+    "other order": lambda c, s: respond(c, [*s[1:], {**s[0], "sample_id": "other"}]),
+    "other version": lambda c, s: respond(c, s, version="2"),
+    "no values": lambda c, s: respond(c, [{"sample_id": each["sample_id"]} for each in s]),
+    "zeros and errors": lambda c, s: respond(
+        c, [{**each, "value": 0.0, "error": "x"} for each in s]
+    ),
+    "errors": lambda c, s: respond(c, [{**each, "value": None, "error": "x"} for each in s]),
+}
+
+
+@pytest.fixture(scope="module")
+def misbehaving():
+    server = Misbehaving()
+    yield server
+    server.close()
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(script=st.lists(st.sampled_from(sorted(DEEDS)), max_size=6), attempts=st.integers(1, 3))
+def test_no_reward_is_ever_made_up(misbehaving, script, attempts):
+    misbehaving.script = []
+    client = ClientSettings(deadline=0.3, attempts=attempts, backoff=0.005, batch_size=2)
+    remote = RemoteScorer(misbehaving.url, settings=client)
+    misbehaving.script = list(script)
+    scores = remote.score(ITEMS)
+    assert len(scores) == len(ITEMS)
+    for each, score in zip(ITEMS, scores, strict=True):
+        if score.error is None:
+            assert score.value == truth(each).value
+        else:
+            assert score.value is None
+            assert not score.components
+
+
+@pytest.mark.parametrize("deed", sorted(set(DEEDS) - {"behave"}))
+def test_each_fault_is_told_apart_from_a_score(misbehaving, deed):
+    misbehaving.script = []
+    remote = RemoteScorer(misbehaving.url, settings=ClientSettings(deadline=0.3, attempts=1))
+    misbehaving.script = [deed]
+    started = time.monotonic()
+    assert all(score.value is None and score.error for score in remote.score(ITEMS))
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("deed", ["vanish", "cut", "garbage", "overloaded", "500 with zeros"])
+def test_what_may_pass_is_tried_again(misbehaving, deed):
+    misbehaving.script = []
+    remote = RemoteScorer(misbehaving.url, settings=ClientSettings(attempts=3, backoff=0.01))
+    misbehaving.script = [deed, deed]
+    assert [score.value for score in remote.score(ITEMS)] == [truth(each).value for each in ITEMS]
+
+
+def test_a_killed_server_is_an_error(scorer):
+    with RewardServer(lambda: [scorer]) as server:
+        server.wait_until_ready()
+        remote = RemoteScorer(
+            server.url, settings=ClientSettings(deadline=1, attempts=2, backoff=0.01)
+        )
+    assert all("after 2 attempts" in str(score.error) for score in remote.score(ITEMS))
+    with pytest.raises(ServiceError, match="ConnectionRefusedError"):
+        RemoteScorer(server.url, settings=ClientSettings(deadline=1, attempts=2, backoff=0.01))
