@@ -175,19 +175,18 @@ class TextRenderingScorer:
             return {}
         luminance = relative_luminance(image)
         own = [(lines[index], clean[match.target]) for match in found for index in match.lines]
-        measured = {
-            "upright": np.mean([upright(line) for line, _ in own]),
-            "legibility": np.mean([legibility(line, luminance) for line, _ in own]),
-            "inside": np.mean([inside(line, image) for line, _ in own]),
+        measured: dict[str, float] = {
+            "upright": float(np.mean([upright(line) for line, _ in own])),
+            "legibility": float(np.mean([legibility(line, luminance) for line, _ in own])),
+            "inside": float(np.mean([inside(line, image) for line, _ in own])),
         }
         if self.config.clean_font is not None:
-            measured["evenness"] = np.mean(
-                [evenness(glyph_profile(line, luminance), of.profile) for line, of in own]
-            )
+            shares = [evenness(glyph_profile(line, luminance), of.profile) for line, of in own]
+            measured["evenness"] = float(np.mean(shares))
         order = reading_order(_in_order(targets, found, lines))
         if order is not None:
             measured["order"] = order
-        return {name: float(measured[name]) for name in LAYOUT if name in measured}
+        return {name: measured[name] for name in LAYOUT if name in measured}
 
     def _read_clean(self, text: str) -> _Clean:
         if self.config.clean_font is None:

@@ -187,6 +187,7 @@ class RemoteScorer:
             ServiceError: a final answer of another kind, or the attempts or the time are used up.
         """
         end = time.monotonic() + self.settings.deadline
+        attempt, problem = 0, ""
         send = partial(self._send, method=method, path=path, body=body)
         for attempt in range(1, self.settings.attempts + 1):
             try:

@@ -58,11 +58,8 @@ class TextEngine(Protocol):
     """Reads the lines of an RGB image, in any order."""
 
     name: str
-
-    @property
-    def version(self) -> str:
-        """Changes with the weights."""
-        ...
+    version: str
+    """Changes with the weights."""
 
     def read(self, image: Image) -> list[TextLine]: ...
 
@@ -81,16 +78,13 @@ class PaddleEngine:
             num_threads: of ONNX Runtime; 0 takes all cores.
             min_confidence: lines below it are texture rather than text.
         """
-        self._threads = num_threads or -1
-        self._min_confidence = min_confidence
-
-    @cached_property
-    def version(self) -> str:
         import rapidocr
 
+        self._threads = num_threads or -1
+        self._min_confidence = min_confidence
         models = sorted((Path(rapidocr.__file__).parent / "models").glob("*.onnx"))
         digest = hashlib.sha256(b"".join(hashlib.sha256(m.read_bytes()).digest() for m in models))
-        return f"{version('rapidocr')}-{digest.hexdigest()[:12]}-{self._min_confidence}"
+        self.version = f"{version('rapidocr')}-{digest.hexdigest()[:12]}-{min_confidence}"
 
     @cached_property
     def _ocr(self) -> Any:
@@ -182,11 +176,8 @@ class TesseractEngine:
         self._program = program
         self._min_confidence = min_confidence
         self._timeout = timeout
-
-    @cached_property
-    def version(self) -> str:
-        done = subprocess.run([self._program, "--version"], capture_output=True, text=True)
-        return f"{done.stdout.split()[1]}-{self._min_confidence}"
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        self.version = f"{done.stdout.split()[1]}-{min_confidence}"
 
     def read(self, image: Image) -> list[TextLine]:
         """See `TextEngine`.

@@ -87,7 +87,8 @@ def legibility(line: TextLine, luminance: NDArray[np.float64]) -> float:
     dark, light = np.percentile(crop, [2, 98])
     ratio = (light + 0.05) / (dark + 0.05)
     contrast = np.clip(np.log(ratio) / np.log(ENOUGH_CONTRAST), 0.0, 1.0)
-    slope = np.percentile(np.hypot(*np.gradient(crop)), 99)
+    vertical, horizontal = np.gradient(crop)
+    slope = float(np.percentile(np.hypot(vertical, horizontal), 99))
     if slope <= 0.0:
         return 0.0
     edge = (light - dark) / slope
