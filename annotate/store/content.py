@@ -21,6 +21,8 @@ from annotate.store.errors import ConflictError, StoreError
 from annotate.tables import CandidateRow, PromptRow
 
 ImageSource = str | Path | Mapping[str, str | Path | bytes]
+MAX_PIXELS = 1 << 26
+"""8192 x 8192; a larger image is refused."""
 
 
 class ContentStore(StoreBase):
@@ -121,11 +123,23 @@ def png_size(data: bytes) -> tuple[int, int]:
     """(width, height) of a PNG whose pixels all decode; StoreError for anything else."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            # A few kilobytes can say that they hold gigabytes: asked before anything is unpacked.
+            if image.width * image.height > MAX_PIXELS:
+                pixels = image.width * image.height
+                raise StoreError(f"the image has {pixels} pixels, at most {MAX_PIXELS} are taken")
+            image.verify()  # every chunk is whole, to the last; needs the file afresh afterwards
+        with Image.open(io.BytesIO(data)) as image:
             image.load()
             if image.format != "PNG":
                 raise StoreError(f"the image is {image.format}, expected PNG")
             return image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"the image cannot be decoded: {error}") from error

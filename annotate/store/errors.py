@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 class StoreError(ValueError):
-    """A request that the store refuses; the message says why and what would be right."""
+    """A request that the store refuses; the message says why and what would be right.
+
+    ``code`` names the refusals that people meet while they label, so that a page can say them in
+    their language: ``error.<code>`` of the catalogues.
+    """
+
+    def __init__(self, message: str, code: str = ""):
+        super().__init__(message)
+        self.code = code
 
 
 class NotFoundError(StoreError):

@@ -30,12 +30,15 @@ class GuidelineStore(StoreBase):
         with self._write() as session:
             author = session.get(UserRow, author_id)
             if author is None or author.role not in ("lead", "admin"):
-                raise StoreError("a guideline is written by a lead or an admin")
+                raise StoreError(
+                    "a guideline is written by a lead or an admin", code="guideline_role"
+                )
             newest = session.scalar(select(func.max(GuidelineRow.version)))
             if newest != replaces:
                 raise ConflictError(
                     f"the guideline is at version {newest} by now, this was written from "
-                    f"version {replaces}; load it again and bring your changes in"
+                    f"version {replaces}; load it again and bring your changes in",
+                    code="guideline_changed",
                 )
             shown = {i for e in guideline.examples for i in (e.win_id, e.lose_id)}
             require_rows(session, CandidateRow, shown, "candidate")

@@ -23,4 +23,7 @@ class LeaseStore(StoreBase):
             expected = self._lease_token(user_id, assignment_id, int(attempt))
             if hmac.compare_digest(token.encode(), expected.encode()):
                 return int(attempt)
-        raise LeaseError(f"this lease token was not given to this user for task {assignment_id}")
+        raise LeaseError(
+            f"this lease token was not given to this user for task {assignment_id}",
+            code="lease_forged",
+        )

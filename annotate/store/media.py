@@ -36,7 +36,7 @@ class MediaStore(StoreBase):
         Raises:
             NotFoundError: no such image for this user; the same error whatever the reason.
         """
-        refused = NotFoundError("there is no such image for this user")
+        refused = NotFoundError("there is no such image for this user", code="no_image")
         kind, _, name = self._unseal(user_id, token, refused).partition(":")
         query = select(CandidateRow.image_sha256)
         if kind in ("candidate", "example"):
@@ -73,7 +73,7 @@ class MediaStore(StoreBase):
         Raises:
             NotFoundError: no such image for this user.
         """
-        refused = NotFoundError("there is no such image for this user")
+        refused = NotFoundError("there is no such image for this user", code="no_image")
         kind, _, name = self._unseal(user_id, token, refused).partition(":")
         if kind != "shown":
             return name

@@ -88,7 +88,7 @@ class WorkStore(LeaseStore, MediaStore, ResultStore):
                 .returning(AssignmentRow.id)
             )
             if renewed is None:
-                raise LeaseError("the lease on this task is gone; claim again")
+                raise LeaseError("the lease on this task is gone; claim again", code="lease_gone")
         return now + self.lease
 
     def submit(
@@ -118,7 +118,8 @@ class WorkStore(LeaseStore, MediaStore, ResultStore):
                 if known.body_sha256 != body:
                     raise ConflictError(
                         f"idempotency key {submission.idempotency_key!r} was used for another "
-                        "answer; a new answer needs a new key"
+                        "answer; a new answer needs a new key",
+                        code="key_used",
                     )
                 details = load_details(session, [known.id]).get(known.id, NO_DETAILS)
                 return self._stored_pick(session, known, details)
@@ -250,7 +251,9 @@ class WorkStore(LeaseStore, MediaStore, ResultStore):
     ) -> str:
         """Close the slot for this user if it can be theirs; the status their pick then has."""
         if slot.annotator_id == user_id and slot.state in ("done", "skipped"):
-            raise ConflictError("this task is answered already; undo first to change the answer")
+            raise ConflictError(
+                "this task is answered already; undo first to change the answer", code="answered"
+            )
         if slot.annotator_id != user_id:
             elsewhere = session.scalar(
                 select(AssignmentRow.id).where(
@@ -297,7 +300,8 @@ class WorkStore(LeaseStore, MediaStore, ResultStore):
         )
         if replacement is None or replacement.state != "open":
             raise ConflictError(
-                "the last answer was a skip, and another annotator has taken that task since"
+                "the last answer was a skip, and another annotator has taken that task since",
+                code="skip_taken",
             )
         replacement.state = "void"
 

@@ -6,21 +6,24 @@ positions and opaque tokens.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 from pydantic import Field
 
 from annotate.records import Question
 from annotate.schema import Record
 from annotate.store import PreferenceStore
 from annotate.store.errors import NotFoundError
-from annotate.store.models import Claim, Progress, Submission, User
+from annotate.store.models import Claim, OwnPick, Progress, Submission, User
 from annotate.web.config import ServeConfig
-from annotate.web.guard import USER_KEY
+from annotate.web.guideline import GUIDELINE_AUTHORS
 from annotate.web.i18n import LANGUAGE_COOKIE, choose_language
 from annotate.web.images import strip_metadata
+from annotate.web.signed_in import CurrentUser
 
+HISTORY_PAGE = 30
 MEDIA_CACHE = "private, max-age=86400, immutable"
 
 
@@ -29,17 +32,6 @@ class Hold(Record):
 
     assignment_id: int
     lease_token: str = Field(max_length=500)
-
-
-def current_user(request: Request) -> User:
-    """The signed-in user; the guard lets nobody else come this far."""
-    user = request.scope.get(USER_KEY)
-    if user is None:
-        raise HTTPException(401, "not signed in")
-    return user
-
-
-CurrentUser = Annotated[User, Depends(current_user)]
 
 
 def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
@@ -54,6 +46,8 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
             "id": user.id,
             "name": user.name,
             "may_review": user.at_least("reviewer"),
+            "may_write_guideline": user.role in GUIDELINE_AUTHORS,
+            "guideline_version": store.guideline_version(),
             "language": choose_language(config.language, cookie, accept),
         }
 
@@ -77,6 +71,17 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
         """Take the last pick back; its task is in the user's hands again."""
         return _answer(store, user, store.undo(user.id))
 
+    @router.get("/api/ahead")
+    def ahead(user: CurrentUser) -> dict[str, list[str]]:
+        """The images of the task that probably comes next, to be loaded before it is asked for."""
+        return {"sources": [f"/media/{token}" for token in store.peek(user.id)]}
+
+    @router.get("/api/history")
+    def history(user: CurrentUser, before: int | None = None) -> dict[str, Any]:
+        """The user's own current answers, newest first; ``before`` pages on."""
+        picks = store.history(user.id, HISTORY_PAGE, before)
+        return {"picks": [_own_pick(pick) for pick in picks], "more": len(picks) == HISTORY_PAGE}
+
     @router.get("/api/progress")
     def progress(user: CurrentUser) -> dict[str, int]:
         return _progress(store.progress(user.id))
@@ -86,7 +91,7 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
         try:
             data = store.media(user.id, token).read_bytes()
         except FileNotFoundError as error:
-            raise NotFoundError("there is no such image for this user") from error
+            raise NotFoundError("there is no such image for this user", code="no_image") from error
         return Response(
             strip_metadata(data), media_type="image/png", headers={"Cache-Control": MEDIA_CACHE}
         )
@@ -106,10 +111,20 @@ def _task(claim: Claim) -> dict[str, Any]:
         "lease_token": claim.lease_token,
         "question": Question(claim.question).value,
         "prompt": {"text": claim.prompt, "lang": claim.lang},
+        "reference": claim.reference_position,
+        "previous": claim.previous and asdict(claim.previous),
         "candidates": [
             {"src": f"/media/{token}", "width": width, "height": height}
             for token, (width, height) in zip(claim.media, claim.sizes, strict=True)
         ],
+    }
+
+
+def _own_pick(pick: OwnPick) -> dict[str, Any]:
+    return {
+        **asdict(pick),
+        "win": pick.win and f"/media/{pick.win}",
+        "lose": pick.lose and f"/media/{pick.lose}",
     }
 
 

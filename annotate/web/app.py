@@ -13,7 +13,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -23,9 +23,11 @@ from annotate.web.api import api_routes
 from annotate.web.canvas import canvas_blocks
 from annotate.web.config import ServeConfig
 from annotate.web.guard import USER_KEY, Guard
+from annotate.web.guideline import guideline_routes
 from annotate.web.i18n import LOCALES
 from annotate.web.login import login_routes
 from annotate.web.pages import STATIC, GradioPages
+from annotate.web.refusals import refusal
 from annotate.web.review import report_routes, review_blocks
 
 FONTS = Path(gr.__file__).parent / "templates" / "frontend" / "static" / "fonts"
@@ -49,6 +51,7 @@ def create_app(store: PreferenceStore, config: ServeConfig | None = None) -> Fas
     _add_error_answers(app)
     app.include_router(login_routes(store, config))
     app.include_router(api_routes(store, config))
+    app.include_router(guideline_routes(store))
     app.include_router(report_routes(store))
 
     @app.get("/healthz")
@@ -102,20 +105,20 @@ def _gradio_user(request: Request) -> str | None:
 
 
 def _add_error_answers(app: FastAPI) -> None:
-    """Every refusal is ``{"error": text}`` with its status."""
+    """Every refusal is ``{"error": text, "code": name}`` with its status."""
 
     @app.exception_handler(StoreError)
     def refuse(request: Request, error: StoreError) -> Response:
         status = next(code for kind, code in ERROR_STATUS if isinstance(error, kind))
-        return JSONResponse({"error": str(error)}, status_code=status)
+        return refusal(request.headers, status, error.code, str(error))
 
     @app.exception_handler(RequestValidationError)
     def refuse_body(request: Request, error: RequestValidationError) -> Response:
         faults = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        return JSONResponse({"error": "; ".join(faults)}, status_code=422)
+        return refusal(request.headers, 422, "invalid", "; ".join(faults))
 
     @app.exception_handler(HTTPException)
     def refuse_route(request: Request, error: HTTPException) -> Response:
-        return JSONResponse(
-            {"error": error.detail}, status_code=error.status_code, headers=error.headers
-        )
+        code = "no_page" if error.status_code == 404 else str(error.detail)
+        headers = dict(error.headers or {})
+        return refusal(request.headers, error.status_code, code, str(error.detail), headers)

@@ -13,10 +13,11 @@ from urllib.parse import quote, unquote, urlsplit
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from annotate.store.models import User
+from annotate.web.refusals import refusal
 
 SESSION_COOKIE = "winsome_session"
 USER_KEY = "winsome.user"
@@ -79,22 +80,25 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refusal = await self._refusal(scope)
-        await (refusal or self._app)(scope, receive, send_with_headers)
+        refused = await self._refusal(scope)
+        await (refused or self._app)(scope, receive, send_with_headers)
 
     async def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that must not pass, or None. Notes the user in the scope."""
         headers = Headers(scope=scope)
         path = scope["path"]
         if _UNUSED_ROUTES.search(path) or _UNUSED_ROUTES.search(unquote(path)):
-            return _error(404, "there is no such page")
+            return refusal(headers, 404, "no_page")
         if scope["method"] not in SAFE_METHODS:
             if not self._is_same_origin(headers):
-                return _error(403, "this request does not come from a page of this server")
+                return refusal(headers, 403, "origin")
             if "transfer-encoding" in headers:
-                return _error(411, "a request must say its length")
-            if int(headers.get("content-length", "0")) > self._max_body_bytes:
-                return _error(413, f"a request has at most {self._max_body_bytes} bytes")
+                return refusal(headers, 411, "no_length")
+            length = headers.get("content-length", "0")
+            if not (length.isascii() and length.isdigit()):
+                return refusal(headers, 411, "no_length")
+            if int(length) > self._max_body_bytes:
+                return refusal(headers, 413, "too_large")
         token = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
         user = await run_in_threadpool(self._find_user, token) if token else None
         scope[USER_KEY] = user
@@ -103,7 +107,7 @@ class Guard:
         if user is None:
             return _ask_to_sign_in(scope, headers)
         if _is_below(path, REVIEW) and not user.at_least("reviewer"):
-            return _error(403, f"{user.role}s have no access to this page")
+            return refusal(headers, 403, "role")
         return None
 
     def _is_same_origin(self, headers: Headers) -> bool:
@@ -122,13 +126,9 @@ def _is_below(path: str, roots: tuple[str, ...]) -> bool:
     return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
 
 
-def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status_code=status)
-
-
 def _ask_to_sign_in(scope: Scope, headers: Headers) -> Response:
     """A page leads to the login form and back; a call from a page is answered 401."""
     wants_page = "text/html" in headers.get("accept", "")
     if scope["method"] == "GET" and wants_page:
         return RedirectResponse(f"/login?next={quote(scope['path'])}", status_code=303)
-    return _error(401, "not signed in")
+    return refusal(headers, 401, "not_signed_in")

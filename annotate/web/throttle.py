@@ -36,10 +36,16 @@ class FailureLog:
         """Note an attempt; `clear` takes it back when the password was right."""
         now = self._clock()
         with self._lock:
-            if len(self._failures) > MAX_KEYS:
-                self._forget(now)
             for key in ((address, name.casefold()), (address,)):
-                self._failures.setdefault(key, deque()).append(now)
+                times = self._failures.pop(key, deque())
+                times.append(now)
+                self._failures[key] = times  # the keys stand in the order of their last failure
+            while len(self._failures) > MAX_KEYS:
+                del self._failures[next(iter(self._failures))]
+
+    def __len__(self) -> int:
+        """How many names and addresses are remembered; `MAX_KEYS` at most."""
+        return len(self._failures)
 
     def clear(self, address: str, name: str) -> None:
         """After a right password: forget this attempt, and the name's earlier failures."""
@@ -58,9 +64,3 @@ class FailureLog:
         if len(times) < allowed:
             return 0.0
         return times[-allowed] + self._limits.window_s - now
-
-    def _forget(self, now: float) -> None:
-        limit = now - self._limits.window_s
-        stale = [key for key, times in self._failures.items() if not times or times[-1] <= limit]
-        for key in stale:
-            del self._failures[key]

@@ -1,8 +1,21 @@
-"""What the browser tests watch: the bytes that a server sends, and what a page does."""
+"""What the browser tests share: a server, a designer at a page, and what both do."""
 
 from __future__ import annotations
 
-from playwright.sync_api import Page
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from playwright.sync_api import Browser, Page, expect
+from web_studio import PASSWORD
+
+DESKTOP = {"width": 1280, "height": 800}
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+expect.set_options(timeout=20_000)
 
 
 class Recorder:
@@ -43,3 +56,68 @@ class Watch:
         assert self.complaints == []
         foreign = [r for r in self.requests if not r.startswith((url, "data:", "blob:"))]
         assert foreign == []
+
+
+@contextmanager
+def served(app) -> Iterator[str]:
+    """The address of a running server."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=20)
+
+
+def open_page(browser: Browser, url: str, name: str, **options) -> tuple[Page, Watch]:
+    """A page on which ``name`` has signed in with the keyboard and sees a task."""
+    context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-GB", **options})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    watch = Watch(page)
+    page.goto(f"{url}/annotate")
+    page.keyboard.type(name)
+    page.keyboard.press("Tab")
+    page.keyboard.type(PASSWORD)
+    page.keyboard.press("Enter")
+    wait_for_images(page)
+    return page, watch
+
+
+def wait_for_images(page: Page) -> None:
+    page.wait_for_selector(".ws[data-state=task]")
+    expect(page.locator(".ws-card:not([data-loaded])")).to_have_count(0)
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def submit(page: Page, done: str) -> None:
+    """Press Enter and wait until the progress reads ``done``."""
+    expect(page.locator(".ws-submit")).to_be_enabled()
+    page.keyboard.press("Enter")
+    expect(page.locator(".ws-count")).to_have_text(done)
+
+
+def marks(page: Page) -> dict[str, str]:
+    """Letter -> mark, of the marked candidates."""
+    cards = page.locator(".ws-card[data-mark]")
+    return {
+        card.locator(".ws-letter").inner_text(): card.get_attribute("data-mark")
+        for card in cards.all()
+    }
+
+
+def save_picture(page: Page, name: str, tmp_path: Path) -> None:
+    folder = IMAGES if os.environ.get("WINSOME_SCREENSHOTS") == "1" else tmp_path
+    page.mouse.move(1, 1)
+    picture = folder / f"{name}.png"
+    page.screenshot(path=picture, animations="disabled")
+    assert picture.stat().st_size > 10_000

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy import create_engine, make_url, text
 from studio import Place
 
@@ -172,3 +173,16 @@ def empty_place(request: pytest.FixtureRequest, make_place: Callable[..., Place]
 def store(place: Place) -> Iterator[PreferenceStore]:
     with place.open() as store:
         yield store
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Its event loop runs for as long, so it must not outlive the browser's tests."""
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
+    assert program, "the browser tests need Chromium: install it or name it in CHROMIUM"
+    with sync_playwright() as playwright:
+        # Root may not use the sandbox; nothing but our own server is ever opened.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=program, args=options)
+        yield browser
+        browser.close()

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import uvicorn
-from browser_tools import Recorder, Watch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browser_tools import (
+    DESKTOP,
+    Recorder,
+    Watch,
+    marks,
+    open_page,
+    press,
+    save_picture,
+    served,
+    submit,
+    wait_for_images,
+)
+from playwright.sync_api import expect
 from web_studio import PASSWORD, make_studio, secrets_of
 
 from annotate.records import Prompt, Run
 from annotate.store import PreferenceStore, Submission
 from annotate.web.app import create_app
 
-DESKTOP = {"width": 1280, "height": 800}
 TABLET = {"width": 820, "height": 1180}
-expect.set_options(timeout=20_000)
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
-    assert program, "the browser tests need Chromium: install it or name it in CHROMIUM"
-    with sync_playwright() as playwright:
-        # Root may not use the sandbox; nothing but our own server is ever opened.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=program, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -52,67 +42,8 @@ def recorder(store: PreferenceStore) -> Recorder:
 
 @pytest.fixture(scope="module")
 def url(recorder: Recorder) -> Iterator[str]:
-    """The address of a running server."""
-    server = uvicorn.Server(
-        uvicorn.Config(recorder, port=0, log_level="warning", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=20)
-
-
-def open_page(browser: Browser, url: str, name: str, **options) -> tuple[Page, Watch]:
-    """A page on which ``name`` has signed in with the keyboard and sees a task."""
-    context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-GB", **options})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    watch = Watch(page)
-    page.goto(f"{url}/annotate")
-    page.keyboard.type(name)
-    page.keyboard.press("Tab")
-    page.keyboard.type(PASSWORD)
-    page.keyboard.press("Enter")
-    wait_for_images(page)
-    return page, watch
-
-
-def wait_for_images(page: Page) -> None:
-    page.wait_for_selector(".ws[data-state=task]")
-    expect(page.locator(".ws-card:not([data-loaded])")).to_have_count(0)
-
-
-def press(page: Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def submit(page: Page, done: str) -> None:
-    """Press Enter and wait until the progress reads ``done``."""
-    expect(page.locator(".ws-submit")).to_be_enabled()
-    page.keyboard.press("Enter")
-    expect(page.locator(".ws-count")).to_have_text(done)
-
-
-def marks(page: Page) -> dict[str, str]:
-    """Letter -> mark, of the marked candidates."""
-    cards = page.locator(".ws-card[data-mark]")
-    return {
-        card.locator(".ws-letter").inner_text(): card.get_attribute("data-mark")
-        for card in cards.all()
-    }
-
-
-def save_picture(page: Page, name: str, tmp_path: Path) -> None:
-    folder = IMAGES if os.environ.get("WINSOME_SCREENSHOTS") == "1" else tmp_path
-    page.mouse.move(1, 1)
-    picture = folder / f"{name}.png"
-    page.screenshot(path=picture, animations="disabled")
-    assert picture.stat().st_size > 10_000
+    with served(recorder) as url:
+        yield url
 
 
 def position_of(store: PreferenceStore, name: str, drawing: int) -> int:
@@ -163,7 +94,7 @@ def test_a_designer_labels_five_tasks_with_the_keyboard_alone(
     submit(page, "2 of 7")
 
     wait_for_images(page)
-    press(page, "ArrowRight", "ArrowRight", "b", "ArrowLeft", "w")  # with the focus
+    press(page, "ArrowRight", "ArrowRight", "b", "ArrowLeft", "v")  # with the focus
     assert marks(page) == {"B": "best", "A": "worst"}
     press(page, "z", "z")
     assert marks(page) == {}
@@ -195,7 +126,9 @@ def test_a_designer_labels_five_tasks_with_the_keyboard_alone(
     assert len(expected) == 5
     watch.assert_quiet(url)
     text = b"\n".join(recorder.sent)
-    assert text.count(b"content-type: image/png") == 6 + 5 + 4 + 4 + 2 + 5
+    # Each picture comes once: loaded ahead, it is not asked for again. The last task's four may
+    # still be on their way.
+    assert 6 + 5 + 4 + 4 + 2 + 5 <= text.count(b"content-type: image/png") <= 30
     assert [secret for secret in secrets_of(store) if secret.encode() in text] == []
     page.context.close()
 
@@ -220,9 +153,9 @@ def test_language_theme_and_dialogs(browser, url, store, tmp_path):
     expect(page.locator("html")).to_have_attribute("data-theme", "light")
 
     press(page, "?")
-    expect(page.locator(".ws-keys")).to_be_visible()
-    press(page, "s", "Escape")  # keys mean nothing behind a dialog
-    expect(page.locator(".ws-keys")).to_be_hidden()
+    expect(page.locator(".ws-guide")).to_be_visible()
+    press(page, "n", "Escape")  # keys mean nothing behind a dialog
+    expect(page.locator(".ws-guide")).to_be_hidden()
     expect(page.locator(".ws-count")).to_have_text("0 of 7")
     watch.assert_quiet(url)
     page.context.close()
@@ -245,7 +178,7 @@ def test_keys_that_are_not_meant_do_nothing(browser, url, store):
     assert marks(page) == {"A": "best"}
 
     page.keyboard.down("Space")
-    zoomed = page.locator('.ws-frame img[style*="scale"]')
+    zoomed = page.locator('.ws-picture[style*="scale"]')
     expect(zoomed).to_have_count(6)
     page.keyboard.up("Space")
     expect(zoomed).to_have_count(0)
@@ -258,7 +191,7 @@ def test_keys_that_are_not_meant_do_nothing(browser, url, store):
     assert [pick[0] for pick in current_picks(store, "rita").values()] == ["flag"]
     wait_for_images(page)
     with page.expect_response("**/api/submit"):
-        press(page, "s")
+        press(page, "n")
     assert store.progress(store.user("rita").id).skipped == 1
     watch.assert_quiet(url)
     page.context.close()

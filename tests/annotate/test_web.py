@@ -136,6 +136,11 @@ ROUTES = {
     ("GET", "/static/locales/zh.json"): (200, 200, 200),
     ("GET", "/api/me"): (401, 200, 200),
     ("GET", "/api/progress"): (401, 200, 200),
+    ("GET", "/api/ahead"): (401, 200, 200),
+    ("GET", "/api/history"): (401, 200, 200),
+    ("GET", "/api/guideline"): (401, 200, 200),
+    ("GET", "/api/guideline?version=9"): (401, 404, 404),
+    ("POST", "/api/heartbeat"): (401, 422, 422),
     ("POST", "/api/claim"): (401, 200, 200),
     ("POST", "/api/submit"): (401, 422, 422),
     ("GET", "/media/guess"): (401, 404, 404),
@@ -250,7 +255,9 @@ def test_claim_submit_undo(store):
     first = client.post("/api/claim").json()
     assert first["progress"] == {"done": 0, "skipped": 0, "remaining": 3}
     task = first["task"]
-    assert set(task) == {"assignment_id", "lease_token", "question", "prompt", "candidates"}
+    assert set(task) == {
+        "assignment_id", "lease_token", "question", "prompt", "candidates", "reference", "previous",
+    }  # fmt: skip
     assert client.post("/api/claim").json()["task"] == task  # a reload shows the same task
     hold = {key: task[key] for key in ("assignment_id", "lease_token")}
     assert client.post("/api/heartbeat", json=hold).status_code == 200
@@ -277,7 +284,7 @@ def test_faults_are_told_in_one_line(app):
     same = client.post("/api/submit", json=answer_body(task, lose_position=0))
     assert (same.status_code, "same position" in same.json()["error"]) == (422, True)
     outside = client.post("/api/submit", json=answer_body(task, win_position=8))
-    assert (outside.status_code, list(outside.json())) == (400, ["error"])
+    assert (outside.status_code, list(outside.json())) == (400, ["error", "code"])
     forged = client.post("/api/submit", json=answer_body(task, lease_token="x" * 40))
     assert forged.status_code == 409
 

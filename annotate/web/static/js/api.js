@@ -1,5 +1,5 @@
 // Talks to the server. A pick that was made is never lost: it lies in localStorage until the
-// server has answered for it, and is sent again under the same key.
+// server has answered for it, and is sent again under the same idempotency key.
 
 export class ApiError extends Error {
   /** `status` is 0 where no answer came. */
@@ -39,25 +39,31 @@ export function newKey() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Holds the one pick that is on its way, across reloads. */
+/** Holds the picks that are on their way, across reloads; a second tab adds its own. */
 export class Outbox {
   constructor(user) {
-    this.slot = `winsome.outbox.${user}`;
+    this.prefix = `winsome.outbox.${user}.`;
   }
 
+  /** The picks that the server has not answered for, in the order in which they were made. */
   get pending() {
-    try {
-      return JSON.parse(localStorage.getItem(this.slot));
-    } catch {
-      return null; // not JSON: nothing of ours
-    }
+    const slots = Object.keys(localStorage).filter((slot) => slot.startsWith(this.prefix));
+    const entries = slots.flatMap((slot) => {
+      try {
+        return [JSON.parse(localStorage.getItem(slot))];
+      } catch {
+        return []; // not JSON: nothing of ours
+      }
+    });
+    return entries.sort((a, b) => a.at - b.at).map(({ body }) => body);
   }
 
-  put(pick) {
-    localStorage.setItem(this.slot, JSON.stringify(pick));
+  put(body) {
+    const entry = { at: Date.now(), body };
+    localStorage.setItem(this.prefix + body.idempotency_key, JSON.stringify(entry));
   }
 
-  clear() {
-    localStorage.removeItem(this.slot);
+  remove(body) {
+    localStorage.removeItem(this.prefix + body.idempotency_key);
   }
 }

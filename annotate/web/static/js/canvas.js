@@ -1,36 +1,52 @@
 // The labelling canvas: shows one task, collects one pick, sends it, goes on.
 //
-// Whatever a person wrote (prompts, names) enters the page through textContent and setAttribute
-// only: the component that holds this page evaluates ${...} in its templates.
+// Whatever a person wrote (prompts, names, guidelines) enters the page through textContent and
+// setAttribute only: the component that holds this page evaluates ${...} in its templates.
 
-import { ApiError, Outbox, call, newKey } from "./api.js";
+import { Ahead } from "./ahead.js";
+import { call } from "./api.js";
+import { Brief } from "./brief.js";
 import { Clock } from "./clock.js";
-import { Banner, Connection } from "./connection.js";
 import { Dialogs } from "./dialogs.js";
-import { Grid, letterOf } from "./grid.js";
+import { Flow } from "./flow.js";
+import { Grid } from "./grid.js";
 import { currentLanguage, setLanguage, t, translate } from "./i18n.js";
-import { actionOf, isForeign } from "./keys.js";
-import { EMPTY, isComplete, isSame, markAll, markBest, markWorst, press } from "./pick.js";
+import { Keymap, capOf, isForeign } from "./keys.js";
+import * as picks from "./pick.js";
+import { Look } from "./look.js";
+import { Pause } from "./pause.js";
+import { Reasons } from "./reasons.js";
+import { RegionPen } from "./regions.js";
 import { Settings } from "./settings.js";
 import { switchTheme } from "./theme.js";
 import { Zoom } from "./zoom.js";
 
-const HEARTBEAT_MS = 60_000;
-const EMPTY_POLL_MS = 20_000;
+const OUTCOMES = ["all_bad", "all_equal", "cannot_judge", "skip", "flag"];
 
 class Canvas {
   constructor(root) {
     this.root = root;
     this.settings = new Settings();
-    this.grid = new Grid(this.find(".ws-stage"), this.find(".ws-card-template"));
-    this.dialogs = new Dialogs(root, this.settings, () => this.applySettings());
+    this.keymap = new Keymap(this.settings);
+    this.clock = new Clock();
+    this.ahead = new Ahead();
+    this.brief = new Brief(root);
+    this.grid = new Grid(this.find(".ws-stage"), this.find(".ws-card-template"), this.ahead);
+    this.zoom = new Zoom(root, this.grid, () => this.clock.noteZoom());
+    this.pen = new RegionPen(root, this.grid, (region) => {
+      this.change(picks.addRegion(this.pick, region));
+    });
+    this.zoom.isDrawing = () => this.pen.isOn;
+    this.reasons = new Reasons(root, this.keymap);
+    this.pause = new Pause(root, this.settings);
     this.task = null;
-    this.pick = EMPTY;
+    this.frame = { count: 0, reference: null };
+    this.pick = picks.emptyPick(this.frame);
     this.history = [];
     this.notice = null;
     this.loaded = false;
-    this.clock = new Clock();
-    this.zoom = new Zoom(root, this.grid, () => this.clock.noteZoom());
+    this.look = new Look(this);
+    this.guidelineVersion = null;
   }
 
   find(selector) {
@@ -39,87 +55,118 @@ class Canvas {
 
   async start() {
     this.me = await call("me");
+    this.guidelineVersion = this.me.guideline_version;
+    this.flow = new Flow(this, this.root, this.me.id, this.clock);
+    this.dialogs = new Dialogs(this);
     await this.changeLanguage(this.settings.get("language") ?? this.me.language);
     this.find(".ws-user").textContent = this.me.name;
     this.find(".ws-review").hidden = !this.me.may_review;
-    this.outbox = new Outbox(this.me.id);
-    this.banner = new Banner(this.root);
-    this.connection = new Connection(this.banner, this.outbox, () => this.refreshSubmit());
     this.applySettings();
-    this.listen();
-    if (this.outbox.pending) await this.send(this.outbox.pending);
-    else await this.next();
-  }
-
-  listen() {
     document.addEventListener("keydown", (event) => this.onKey(event));
+    document.addEventListener("keyup", (event) => this.onKeyUp(event));
     this.root.addEventListener("click", (event) => this.onClick(event));
     this.zoom.listen();
-    setInterval(() => this.heartbeat(), HEARTBEAT_MS);
-    document.addEventListener("visibilitychange", () => this.heartbeat());
+    await this.flow.start();
   }
 
   // ── input ────────────────────────────────────────────────────────────────────────────────
 
   onKey(event) {
     if (isForeign(event) || this.dialogs.isOpen || !this.settings.get("shortcuts")) return;
-    const action = actionOf(event);
+    const action = this.keymap.actionOf(event);
     if (!action) return;
     const button = event.target.closest?.("button, a");
-    const activates = action.name === "submit" || action.name === "zoom";
-    if (button && activates) return; // Enter and Space belong to the focused control
+    if (button && (event.key === "Enter" || event.code === "Space")) return; // it belongs to them
+    const repeats = ["pan", "zoom_in", "zoom_out"].includes(action.name) || this.pen.keyDraft;
     event.preventDefault();
-    if (event.repeat) return;
+    if (event.repeat && !repeats) return;
+    if (action.name === "hold") this.heldKey = event.code;
     this.act(action);
+  }
+
+  onKeyUp(event) {
+    if (event.code === this.heldKey) this.zoom.endHold();
   }
 
   onClick(event) {
     const button = event.target.closest("button");
     const frame = event.target.closest(".ws-frame");
     const card = event.target.closest(".ws-card");
-    const position = card ? this.grid.cards.indexOf(card) : -1;
-    if (frame) {
-      if (this.zoom.fingerHeld) return; // a held finger enlarges, it does not choose
-      if (!frame.querySelector(".ws-broken").hidden) this.loadImages();
-      else this.act({ name: event.shiftKey ? "worst" : "press", position });
-    } else if (button?.matches(".ws-mark-best")) this.act({ name: "best", position });
-    else if (button?.matches(".ws-mark-worst")) this.act({ name: "worst", position });
-    else if (button?.dataset.action) this.act({ name: button.dataset.action });
-    else if (button?.dataset.lang) this.chooseLanguage(button.dataset.lang);
-    else if (button?.matches(".ws-theme")) switchTheme();
-    else if (button?.matches(".ws-help")) this.dialogs.showKeys();
-    else if (button?.matches(".ws-more")) this.togglePrompt();
-    else if (button?.matches(".ws-blank-action")) this.next();
-    else if (button?.matches(".ws-logout")) this.logout();
+    const place = card ? this.grid.cards.indexOf(card) : -1;
+    if (button?.matches(".ws-region-remove")) {
+      this.change(picks.removeRegion(this.pick, Number(button.value)));
+    } else if (frame) this.onFrame(event, frame, place);
+    else if (button) this.onButton(button, place);
     // After a mouse click, Enter means "submit" again and not "click that once more".
     if (button && event.detail > 0) button.blur();
   }
 
-  act({ name, position, key }) {
-    if (name === "help") return this.dialogs.showKeys();
-    if (name === "undo") return this.undo();
-    if (!this.task || this.connection.busy) return undefined;
-    if (name === "focus") return this.grid.moveFocus(key);
-    if (name === "zoom") return this.zoom.begin();
-    if (name === "submit") return this.submit();
-    if (name === "skip") return this.sendOutcome("skip");
-    if (name === "flag") return this.flag();
-    if (name === "all_bad" || name === "all_equal") return this.change(markAll(this.pick, name));
-    return this.markCard(name, position ?? this.grid.focused);
+  onFrame(event, frame, place) {
+    // A held finger enlarges, a drag pans or draws: neither chooses.
+    if (this.zoom.fingerHeld || this.zoom.dragged || this.pen.drawn) return;
+    if (!frame.querySelector(".ws-broken").hidden) this.loadImages();
+    else if (!this.pen.isOn) this.act({ name: event.shiftKey ? "worst" : "press", place });
   }
 
-  markCard(name, position) {
-    const count = this.task.candidates.length;
-    if (position < 0 || position >= count) return;
-    const marks = { best: markBest, worst: markWorst };
-    const pick = marks[name]
-      ? marks[name](this.pick, position, count)
-      : press(this.pick, position, count, this.settings.get("quick"));
-    this.change(pick);
+  onButton(button, place) {
+    const { action, lang } = button.dataset;
+    if (action) this.act({ name: action, place: place < 0 ? undefined : place });
+    else if (button.matches(".ws-star")) {
+      this.change(picks.rate(this.pick, place, Number(button.value)));
+    } else if (button.matches(".ws-thumb")) {
+      this.change(picks.setThumb(this.pick, place, button.value));
+    } else if (lang) this.chooseLanguage(lang);
+    else if (button.matches(".ws-theme")) switchTheme();
+    else if (button.matches(".ws-blank-action")) this.flow.next();
+    else if (button.matches(".ws-logout")) this.logout();
+  }
+
+  act({ name, place, key }) {
+    if (["guideline", "keys", "history"].includes(name)) return this.dialogs.show(name);
+    if (name === "undo") return this.undo();
+    if (!this.task || this.flow.busy) return undefined;
+    if (this.pen.onKey(name, key)) return undefined;
+    if (this.look.act(name, key)) return undefined;
+    if (name === "submit") return this.submit();
+    if (["skip", "cannot_judge"].includes(name)) return this.send(name);
+    if (name === "flag") return this.flag();
+    if (name === "remove_region") {
+      return this.change(picks.removeRegion(this.pick, this.pick.regions.length - 1));
+    }
+    if (["all_bad", "all_equal"].includes(name)) {
+      return this.change(picks.markAll(this.pick, name, this.frame));
+    }
+    if (/^(?:win|lose):/.test(name)) return this.giveReason(name);
+    return this.markCard(name, place ?? this.grid.focused);
+  }
+
+  // ── deciding ─────────────────────────────────────────────────────────────────────────────
+
+  markCard(name, place) {
+    if (place < 0 || place >= this.frame.count) return;
+    const changes = {
+      best: () => picks.markBest(this.pick, place, this.frame),
+      worst: () => picks.markWorst(this.pick, place, this.frame),
+      press: () => picks.press(this.pick, place, this.frame, this.settings.get("quick")),
+      rate_up: () => picks.stepRating(this.pick, place, 1),
+      rate_down: () => picks.stepRating(this.pick, place, -1),
+      thumb_up: () => picks.setThumb(this.pick, place, "up"),
+      thumb_down: () => picks.setThumb(this.pick, place, "down"),
+    };
+    if (/^(?:rate|thumb)/.test(name)) this.look.showRatings();
+    this.look.notePlace(place);
+    this.change(changes[name]());
+  }
+
+  /** A reason for the best or the worst; while regions are marked, what the newest is about. */
+  giveReason(name) {
+    const [target, criterion] = name.split(":");
+    if (this.pen.isOn) this.change(picks.nameRegion(this.pick, criterion));
+    else this.change(picks.toggleReason(this.pick, target, criterion));
   }
 
   change(pick) {
-    if (isSame(pick, this.pick)) return;
+    if (picks.isSame(pick, this.pick)) return;
     this.clock.noteAction();
     this.notice = null;
     this.history.push(this.pick);
@@ -129,6 +176,7 @@ class Canvas {
   setPick(pick) {
     this.pick = pick;
     this.grid.mark(pick);
+    this.reasons.mark(pick, (place) => this.grid.letterOf(place));
     for (const name of ["all_bad", "all_equal"]) {
       this.find(`[data-action="${name}"]`).setAttribute("aria-pressed", pick.outcome === name);
     }
@@ -143,20 +191,21 @@ class Canvas {
     if (pick.outcome === "all_bad" || pick.outcome === "all_equal") {
       return t(`status.${pick.outcome}`);
     }
-    const best = pick.win === null ? null : letterOf(pick.win);
-    const worst = pick.lose === null ? null : letterOf(pick.lose);
+    if (!this.loaded) return t("status.loading");
+    const letter = (place) => (place === null ? null : this.grid.letterOf(place));
+    const [best, worst] = [letter(pick.win), letter(pick.lose)];
+    if (this.frame.reference !== null) {
+      return worst ? t("status.worst_only", { worst }) : t("status.start_reference");
+    }
     if (best && worst) return t("status.both", { best, worst });
     if (best) return t("status.best", { best });
-    if (worst) return t("status.worst", { worst });
-    return this.loaded ? t("status.start") : t("status.loading");
+    return worst ? t("status.worst", { worst }) : t("status.start");
   }
 
   refreshSubmit() {
-    const ready = Boolean(this.task) && this.loaded && !this.connection.busy && isComplete(this.pick);
-    this.find(".ws-submit").disabled = !ready;
-    for (const name of ["all_bad", "all_equal", "skip", "flag"]) {
-      this.find(`[data-action="${name}"]`).disabled = !this.task || this.connection.busy;
-    }
+    const busy = !this.task || this.flow.busy;
+    this.find(".ws-submit").disabled = busy || !this.loaded || !picks.isComplete(this.pick);
+    for (const name of OUTCOMES) this.find(`[data-action="${name}"]`).disabled = busy;
   }
 
   say(text) {
@@ -171,75 +220,74 @@ class Canvas {
     requestAnimationFrame(() => status.classList.add("ws-nudge"));
   }
 
-  // ── one task after another ───────────────────────────────────────────────────────────────
-
-  async next() {
-    await this.connection.attempt(() => call("claim", {}), (answer) => this.receive(answer));
+  submit() {
+    if (!this.loaded || !picks.isComplete(this.pick)) return this.nudge();
+    return this.send(this.pick.outcome);
   }
+
+  async flag() {
+    const note = await this.dialogs.askReason();
+    if (note !== null) await this.send("flag", note);
+  }
+
+  async send(outcome, note = "") {
+    await this.flow.submit(this.task, this.pick, outcome, note);
+  }
+
+  async undo() {
+    if (this.flow.busy) return;
+    if (this.task && this.history.length > 0) this.setPick(this.history.pop());
+    else await this.flow.undo();
+  }
+
+  // ── showing ──────────────────────────────────────────────────────────────────────────────
 
   /** Goes on with the server's answer; `notice` names what the status line says of the last one. */
   async receive({ task, progress }, notice = null) {
     this.notice = notice;
     this.showProgress(progress);
+    this.pause.check();
     if (task) await this.showTask(task);
-    else this.showBlank("blank.done", "blank.done_text");
+    else this.showBlank();
   }
 
   async showTask(task) {
-    clearTimeout(this.pollTimer);
     const asked = this.task?.question ?? this.lastQuestion;
-    this.task = task;
+    const places = task.candidates.map((_, position) => position);
+    // The reference has no number: it takes the last place, and stands first on the page.
+    if (task.reference !== null) places.push(...places.splice(task.reference, 1));
+    const reference = task.reference === null ? null : places.length - 1;
+    this.task = { ...task, positionOf: places };
+    this.frame = { count: places.length, reference };
     this.lastQuestion = task.question;
     this.root.dataset.state = "task";
     this.find(".ws-blank").hidden = true;
     this.history = [];
     this.loaded = false;
+    this.look.begin();
     this.clock.restart();
-    this.showBrief(asked !== undefined && asked !== task.question);
+    this.brief.show(this.task, asked !== undefined && asked !== task.question);
     const shown = this.loadImages();
-    // A task that was taken back comes with the marks it was sent with.
-    const isBack = this.sent?.assignment_id === task.assignment_id;
-    this.setPick(isBack ? this.sent.pick : EMPTY);
+    const empty = picks.emptyPick(this.frame);
+    this.setPick(task.previous ? picks.fromAnswer(task.previous, places, this.frame) : empty);
     await shown;
   }
 
   async loadImages() {
-    const task = this.task;
-    const failed = await this.grid.show(task.candidates);
+    const { task, frame } = this;
+    const candidates = task.positionOf.map((position) => task.candidates[position]);
+    const loading = this.grid.show(candidates, frame.reference);
+    this.zoom.reset();
+    this.look.refresh();
+    const failed = await loading;
     if (task !== this.task) return;
     this.grid.mark(this.pick);
     this.loaded = failed === 0;
     this.clock.noteLoaded();
     this.refreshSubmit();
-    const said = this.notice ? t(this.notice) : this.describe(this.pick);
-    this.say(failed ? t("status.broken", { count: failed }) : said);
-  }
-
-  showBrief(changed) {
-    const { question, prompt } = this.task;
-    this.find(".ws-criterion").textContent = t(`question.${question}.name`);
-    this.find(".ws-question").textContent = t(`question.${question}.ask`);
-    const touch = window.matchMedia("(pointer: coarse)").matches;
-    const enlarge = t(touch ? "hint.hold" : "hint.space");
-    this.find(".ws-hint").textContent = t(`question.${question}.hint`, { enlarge });
-    const text = this.find(".ws-prompt-text");
-    text.textContent = prompt.text;
-    text.lang = prompt.lang;
-    this.togglePrompt(false);
-    const ask = this.find(".ws-ask");
-    delete ask.dataset.changed;
-    if (changed) requestAnimationFrame(() => (ask.dataset.changed = ""));
-  }
-
-  togglePrompt(open = this.find(".ws-prompt").dataset.open === undefined) {
-    const prompt = this.find(".ws-prompt");
-    const text = this.find(".ws-prompt-text");
-    const more = this.find(".ws-more");
-    if (open) prompt.dataset.open = "";
-    else delete prompt.dataset.open;
-    more.hidden = !open && text.scrollHeight <= text.clientHeight + 2;
-    more.textContent = t(open ? "prompt.less" : "prompt.more");
-    more.setAttribute("aria-expanded", open);
+    const said = this.notice ? t(this.notice, { key: this.capOf("undo") }) : null;
+    this.say(failed ? t("status.broken", { count: failed }) : (said ?? this.describe(this.pick)));
+    this.ahead.look();
   }
 
   showProgress({ done, remaining }) {
@@ -251,103 +299,40 @@ class Canvas {
     this.find(".ws-count").textContent = t("progress.count", { done, total });
   }
 
-  showBlank(title, text) {
+  showBlank() {
     this.task = null;
-    this.blank = [title, text];
     this.root.dataset.state = "blank";
-    this.grid.stage.replaceChildren();
-    this.grid.cards = [];
+    this.grid.clear();
     this.find(".ws-blank").hidden = false;
-    this.find(".ws-blank-title").textContent = t(title);
-    this.find(".ws-blank-text").textContent = t(text);
+    this.find(".ws-blank-title").textContent = t("blank.done");
+    this.find(".ws-blank-text").textContent = t("blank.done_text");
     this.find(".ws-blank-action").textContent = t("blank.look");
     this.history = [];
-    this.setPick(EMPTY);
-    this.say(this.notice ? t(this.notice) : "");
-    clearTimeout(this.pollTimer);
-    this.pollTimer = setTimeout(() => this.next(), EMPTY_POLL_MS);
-  }
-
-  // ── answers ──────────────────────────────────────────────────────────────────────────────
-
-  submit() {
-    if (!this.loaded || !isComplete(this.pick)) return this.nudge();
-    return this.sendOutcome(this.pick.outcome);
-  }
-
-  async flag() {
-    const note = await this.dialogs.askReason();
-    if (note !== null) await this.sendOutcome("flag", note);
-  }
-
-  async sendOutcome(outcome, note = "") {
-    const picked = outcome === "picked";
-    const body = {
-      idempotency_key: newKey(),
-      assignment_id: this.task.assignment_id,
-      lease_token: this.task.lease_token,
-      outcome,
-      win_position: picked ? this.pick.win : null,
-      lose_position: picked ? this.pick.lose : null,
-      note,
-      ...this.clock.reading(),
-    };
-    this.sent = { assignment_id: body.assignment_id, pick: this.pick };
-    this.outbox.put(body);
-    await this.send(body);
-  }
-
-  async send(body) {
-    await this.connection.attempt(
-      () => call("submit", body),
-      async (answer) => {
-        this.outbox.clear();
-        await this.receive(answer, "status.saved");
-      },
-      (error) => {
-        // The server understood and refused: sending it again cannot help.
-        this.outbox.clear();
-        const text = t("banner.refused", { reason: error.message });
-        this.banner.show(text, t("banner.next"), () => this.next());
-      },
-    );
-  }
-
-  async undo() {
-    if (this.connection.busy) return;
-    if (this.task && this.history.length > 0) {
-      this.setPick(this.history.pop());
-      return;
-    }
-    await this.connection.attempt(
-      () => call("undo", {}),
-      async (answer) => {
-        if (answer.task) await this.receive(answer, "status.undone");
-        else this.say(t("status.nothing_to_undo"));
-      },
-    );
-  }
-
-  async heartbeat() {
-    if (!this.task || this.connection.busy || document.visibilityState !== "visible") return;
-    const { task } = this;
-    try {
-      await call("heartbeat", {
-        assignment_id: task.assignment_id,
-        lease_token: task.lease_token,
-      });
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) this.connection.askToSignIn();
-      // Anything else shows itself, with its remedy, when the pick is sent.
-    }
+    this.frame = { count: 0, reference: null };
+    this.setPick(picks.emptyPick(this.frame));
+    this.say(this.notice ? t(this.notice, { key: this.capOf("undo") }) : "");
+    this.flow.poll();
   }
 
   // ── the annotator's own settings ─────────────────────────────────────────────────────────
 
+  capOf(name) {
+    return capOf(this.keymap.keyOf[name]);
+  }
+
   applySettings() {
-    if (this.settings.get("crisp")) this.root.dataset.crisp = "";
-    else delete this.root.dataset.crisp;
+    for (const name of ["crisp", "ratings", "shortcuts"]) {
+      this.root.toggleAttribute(`data-${name}`, this.settings.get(name));
+    }
+    for (const button of this.root.querySelectorAll("[data-action]")) {
+      const cap = button.querySelector("kbd");
+      if (cap) cap.textContent = this.capOf(button.dataset.action);
+      if (this.settings.get("shortcuts")) {
+        button.setAttribute("aria-keyshortcuts", this.keymap.keyOf[button.dataset.action] ?? "");
+      } else button.removeAttribute("aria-keyshortcuts");
+    }
+    this.look.refresh();
+    this.grid.layout();
   }
 
   async chooseLanguage(code) {
@@ -365,12 +350,14 @@ class Canvas {
       button.setAttribute("aria-pressed", button.dataset.lang === currentLanguage());
     }
     this.dialogs.translate();
+    this.reasons.translate();
+    this.applySettings();
     if (this.progress) this.showProgress(this.progress);
     if (this.task) {
-      this.showBrief(false);
-      this.grid.mark(this.pick);
-      this.say(this.describe(this.pick));
-    } else if (this.blank && this.root.dataset.state === "blank") this.showBlank(...this.blank);
+      this.brief.show(this.task, false);
+      this.grid.relabel();
+      this.setPick(this.pick);
+    } else if (this.root.dataset.state === "blank") this.showBlank();
   }
 
   async logout() {

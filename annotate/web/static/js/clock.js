@@ -18,6 +18,7 @@ export class Clock {
     this.firstAction = null;
     this.loadedAfter = null;
     this.zooms = 0;
+    this.flips = 0;
   }
 
   noteLife() {
@@ -38,6 +39,10 @@ export class Clock {
     this.zooms += 1;
   }
 
+  noteFlip() {
+    this.flips += 1;
+  }
+
   /** Milliseconds since the task was shown, as the server stores them. */
   reading() {
     this.noteLife();
@@ -49,6 +54,7 @@ export class Clock {
       telemetry: {
         images_loaded_ms: whole(this.loadedAfter),
         zooms: this.zooms,
+        flips: this.flips,
         window: [window.innerWidth, window.innerHeight],
         pixel_ratio: window.devicePixelRatio,
       },

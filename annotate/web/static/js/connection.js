@@ -65,7 +65,7 @@ export class Connection {
   }
 
   waitToRetry(tries) {
-    const text = this.outbox.pending ? "banner.unsaved" : "banner.offline";
+    const text = this.outbox.pending.length > 0 ? "banner.unsaved" : "banner.offline";
     const pause = RETRY_MS[Math.min(tries, RETRY_MS.length - 1)];
     return new Promise((resolve) => {
       const timer = setTimeout(() => this.retryNow(), pause);
@@ -79,7 +79,7 @@ export class Connection {
   }
 
   askToSignIn() {
-    const text = this.outbox.pending ? "banner.signed_out_unsaved" : "banner.signed_out";
+    const text = this.outbox.pending.length > 0 ? "banner.signed_out_unsaved" : "banner.signed_out";
     this.banner.show(t(text), t("banner.sign_in"), () => location.assign("/login?next=/annotate"));
   }
 

@@ -1,30 +1,35 @@
-// The two dialogs: the reason for a flag, and the keys with the annotator's settings.
+// The dialogs over the canvas: guideline, keys and settings, history, and the reason for a flag.
 
-import { KEY_ROWS } from "./keys.js";
-import { t } from "./i18n.js";
+import { GuidelineDialog } from "./guideline.js";
+import { HistoryDialog } from "./history.js";
+import { KeysDialog } from "./remap.js";
 
-const REASONS = ["image", "prompt", "harmful", "rights", "other"];
+const REASONS = ["prompt", "harmful", "rights", "other"];
 
 export class Dialogs {
-  constructor(root, settings, onSettings) {
+  constructor(canvas) {
+    const { root } = canvas;
+    this.all = [...root.querySelectorAll("dialog")];
     this.flag = root.querySelector(".ws-flag");
-    this.keys = root.querySelector(".ws-keys");
     this.reasons = root.querySelector(".ws-reasons");
     this.note = this.flag.querySelector("textarea");
+    const guideline = new GuidelineDialog(root, canvas);
+    this.panels = {
+      guideline,
+      keys: new KeysDialog(root, canvas),
+      history: new HistoryDialog(root, canvas, guideline),
+    };
     this.makeReasons();
     this.flag.querySelector(".ws-flag-cancel").addEventListener("click", () => this.flag.close(""));
     this.flag.addEventListener("keydown", (event) => this.onFlagKey(event));
-    for (const box of this.keys.querySelectorAll("input")) {
-      box.checked = settings.get(box.name);
-      box.addEventListener("change", () => {
-        settings.set(box.name, box.checked);
-        onSettings();
-      });
-    }
   }
 
   get isOpen() {
-    return this.flag.open || this.keys.open;
+    return this.all.some((dialog) => dialog.open);
+  }
+
+  show(name) {
+    if (!this.isOpen) this.panels[name].show();
   }
 
   makeReasons() {
@@ -74,22 +79,7 @@ export class Dialogs {
     });
   }
 
-  showKeys() {
-    if (!this.isOpen) this.keys.showModal();
-  }
-
   translate() {
-    const rows = KEY_ROWS.flatMap(([keys, text]) => {
-      const term = document.createElement("dt");
-      for (const key of keys) {
-        const cap = document.createElement(key === "–" ? "span" : "kbd");
-        cap.textContent = key;
-        term.append(cap);
-      }
-      const meaning = document.createElement("dd");
-      meaning.textContent = t(text);
-      return [term, meaning];
-    });
-    this.keys.querySelector(".ws-keylist").replaceChildren(...rows);
+    for (const panel of Object.values(this.panels)) panel.translate();
   }
 }

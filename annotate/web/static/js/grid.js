@@ -1,12 +1,10 @@
-// The candidates on the stage: equal boxes, whole-factor scaling, zoom at the cursor in all of
-// them at once.
+// The candidates on the stage: equal boxes, whole-factor scaling, one at a time or all at once.
 
-import { t } from "./i18n.js";
+import { t, translate } from "./i18n.js";
+import { drawRegions } from "./regions.js";
 
 const GAP = 8;
 const WASTE = 0.6; // below this share of the box a whole factor would be too small to judge
-
-export const letterOf = (position) => String.fromCharCode(65 + position);
 
 /** Size in CSS pixels at which an image of `natural` pixels fills a box without needless blur. */
 export function displayScale(fit, ratio) {
@@ -30,44 +28,76 @@ export function bestColumns(count, size, stage, strip, ratio) {
 }
 
 export class Grid {
-  constructor(stage, template) {
+  /** `ahead` hands out images that were loaded before their task came. */
+  constructor(stage, template, ahead) {
     this.stage = stage;
     this.template = template;
+    this.ahead = ahead;
     this.cards = [];
     this.columns = 1;
-    this.zoomed = null;
+    this.solo = null; // the place that is shown alone, or null for all
+    this.reference = null;
+    this.onLayout = () => {};
     new ResizeObserver(() => this.layout()).observe(stage);
   }
 
+  letterOf(place) {
+    return place === this.reference ? t("card.reference") : String.fromCharCode(65 + place);
+  }
+
   /** Shows a task's candidates; resolves when all are decoded, with the number that failed. */
-  async show(candidates) {
-    this.endZoom();
+  async show(candidates, reference) {
+    this.solo = null;
+    this.reference = reference;
     this.size = {
       width: Math.max(...candidates.map((candidate) => candidate.width)),
       height: Math.max(...candidates.map((candidate) => candidate.height)),
     };
-    this.cards = candidates.map((candidate, position) => this.makeCard(candidate, position));
+    this.cards = candidates.map((candidate, place) => this.makeCard(candidate, place));
     this.stage.replaceChildren(...this.cards);
+    this.relabel();
     this.layout();
-    const loads = this.cards.map((card, position) => this.load(card, candidates[position].src));
+    const loads = this.cards.map((card, place) => this.load(card, candidates[place].src));
     return (await Promise.all(loads)).filter((ok) => !ok).length;
   }
 
-  makeCard(candidate, position) {
+  /** Writes the names of the candidates again, in another language. */
+  relabel() {
+    this.cards.forEach((card, place) => {
+      const letter = this.letterOf(place);
+      card.querySelector(".ws-letter").textContent = letter;
+      card.querySelector("img").alt = t("card.alt", { letter });
+      translate(card);
+    });
+  }
+
+  clear() {
+    this.stage.replaceChildren();
+    this.cards = [];
+  }
+
+  makeCard(candidate, place) {
     const card = this.template.content.firstElementChild.cloneNode(true);
-    card.dataset.position = position;
     card.natural = { width: candidate.width, height: candidate.height };
-    card.querySelector(".ws-letter").textContent = letterOf(position);
-    card.querySelector(".ws-digit").textContent = position + 1;
-    card.querySelector("img").alt = t("card.alt", { letter: letterOf(position) });
+    card.querySelector(".ws-digit").textContent = place + 1;
+    if (place === this.reference) {
+      card.dataset.reference = "";
+      for (const part of card.querySelectorAll(".ws-digit, .ws-mark")) part.hidden = true;
+    } else if (this.reference !== null) card.querySelector(".ws-mark-best").hidden = true;
     return card;
   }
 
   async load(card, src) {
-    const image = card.querySelector("img");
     const broken = card.querySelector(".ws-broken");
     broken.hidden = true;
-    image.src = src;
+    const ready = await this.ahead.take(src);
+    let image = card.querySelector("img");
+    if (ready) {
+      ready.alt = image.alt;
+      ready.draggable = false;
+      image.replaceWith(ready);
+      image = ready;
+    } else image.src = src;
     try {
       await image.decode();
     } catch {
@@ -87,77 +117,84 @@ export class Grid {
       height: this.stage.clientHeight - parseFloat(style.paddingTop) * 2,
     };
     const ratio = window.devicePixelRatio || 1;
-    const strip = this.cards[0].querySelector(".ws-strip").offsetHeight;
-    this.columns = bestColumns(this.cards.length, this.size, stage, strip, ratio);
+    const [first] = this.cards;
+    this.cards.forEach((card, place) => {
+      card.hidden = this.solo !== null && this.solo !== place;
+    });
+    const shown = this.cards[this.solo ?? 0] ?? first;
+    const strip = shown.querySelector(".ws-foot").offsetHeight;
+    const count = this.solo === null ? this.cards.length : 1;
+    this.columns = bestColumns(count, this.size, stage, strip, ratio);
     this.stage.style.gridTemplateColumns = `repeat(${this.columns}, minmax(0, 1fr))`;
-    for (const card of this.cards) {
-      const frame = card.querySelector(".ws-frame");
-      const image = card.querySelector("img");
-      const { width, height } = card.natural;
-      const fit = Math.min(frame.clientWidth / width, frame.clientHeight / height);
-      const scale = displayScale(fit, ratio);
-      image.style.width = `${width * scale}px`;
-      image.style.height = `${height * scale}px`;
-      image.toggleAttribute("data-upscaled", scale * ratio > 1);
-    }
+    for (const card of this.cards) this.sizePicture(card, ratio);
+    this.onLayout();
   }
 
-  /** Draws the marks of a pick. */
+  sizePicture(card, ratio) {
+    const frame = card.querySelector(".ws-frame");
+    const picture = card.querySelector(".ws-picture");
+    const { width, height } = card.natural;
+    const fit = Math.min(frame.clientWidth / width, frame.clientHeight / height);
+    const scale = displayScale(fit, ratio);
+    picture.style.width = `${width * scale}px`;
+    picture.style.height = `${height * scale}px`;
+    picture.toggleAttribute("data-upscaled", scale * ratio > 1);
+  }
+
+  /** Draws what a pick says of each candidate. */
   mark(pick) {
-    this.cards.forEach((card, position) => {
-      const mark = pick.win === position ? "best" : pick.lose === position ? "worst" : null;
+    this.cards.forEach((card, place) => {
+      const mark = pick.win === place ? "best" : pick.lose === place ? "worst" : null;
       if (mark) card.dataset.mark = mark;
       else delete card.dataset.mark;
       card.querySelector(".ws-mark-best").setAttribute("aria-pressed", mark === "best");
       card.querySelector(".ws-mark-worst").setAttribute("aria-pressed", mark === "worst");
-      const state = mark ? t(`mark.${mark}`) : t("mark.none");
-      card.setAttribute("aria-label", t("card.label", { letter: letterOf(position), state }));
+      const { rating = null, thumb = null } = pick.marks[place] ?? {};
+      for (const star of card.querySelectorAll(".ws-star")) {
+        star.setAttribute("aria-pressed", rating !== null && Number(star.value) <= rating);
+      }
+      for (const button of card.querySelectorAll(".ws-thumb")) {
+        button.setAttribute("aria-pressed", button.value === thumb);
+      }
+      drawRegions(card, pick.regions, place);
+      const states = [mark ? t(`mark.${mark}`) : t("mark.none")];
+      if (rating !== null) states.push(t("card.rating", { rating }));
+      if (thumb !== null) states.push(t(`thumb.${thumb}`));
+      const letter = this.letterOf(place);
+      card.setAttribute("aria-label", t("card.label", { letter, state: states.join(", ") }));
     });
   }
 
+  /** The place of the candidate with the focus, or of the one that is shown alone; -1 for none. */
   get focused() {
+    if (this.solo !== null) return this.solo;
     const card = document.activeElement?.closest?.(".ws-card");
     return card ? this.cards.indexOf(card) : -1;
   }
 
   moveFocus(key) {
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns };
-    const from = this.focused;
+    const columns = this.solo === null ? this.columns : 1;
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+    const order = this.visualOrder;
+    const from = order.indexOf(this.focused);
     const to = from < 0 ? 0 : from + steps[key];
-    if (to >= 0 && to < this.cards.length) this.cards[to].focus();
+    if (to < 0 || to >= order.length) return;
+    if (this.solo !== null) this.showAlone(order[to]);
+    this.cards[order[to]].focus();
   }
 
-  /** Enlarges the same place in every candidate: (x, y) in the window, or the middle. */
-  zoom(x, y) {
-    const point = this.pointAt(x, y) ?? this.zoomed ?? { u: 0.5, v: 0.5 };
-    this.zoomed = point;
-    for (const card of this.cards) {
-      const image = card.querySelector("img");
-      const shown = image.offsetWidth;
-      const scale = Math.max(2, card.natural.width / shown);
-      image.style.transformOrigin = `${point.u * 100}% ${point.v * 100}%`;
-      image.style.transform = `scale(${scale})`;
-    }
+  /** Places as they stand on the page: a reference comes first. */
+  get visualOrder() {
+    const places = this.cards.map((_, place) => place);
+    if (this.reference === null) return places;
+    return [this.reference, ...places.filter((place) => place !== this.reference)];
   }
 
-  endZoom() {
-    this.zoomed = null;
-    for (const card of this.cards) card.querySelector("img").style.transform = "";
-  }
-
-  // The place under the cursor as a share of the picture, from layout boxes: the image's own
-  // rectangle is the enlarged one while the zoom is held.
-  pointAt(x, y) {
-    const frame = document.elementFromPoint(x, y)?.closest?.(".ws-frame");
-    if (!frame) return null;
-    const image = frame.querySelector("img");
-    const box = frame.getBoundingClientRect();
-    const left = box.left + (box.width - image.offsetWidth) / 2;
-    const top = box.top + (box.height - image.offsetHeight) / 2;
-    const clamp = (value) => Math.min(1, Math.max(0, value));
-    return {
-      u: clamp((x - left) / image.offsetWidth),
-      v: clamp((y - top) / image.offsetHeight),
-    };
+  /** Shows one candidate alone, or all for null. */
+  showAlone(place) {
+    this.solo = place;
+    if (place === null) delete this.stage.dataset.solo;
+    else this.stage.dataset.solo = "";
+    this.layout();
   }
 }

@@ -10,15 +10,20 @@ export function currentLanguage() {
   return language;
 }
 
-/** Loads a catalogue and makes it current. */
-export async function setLanguage(wanted) {
-  const code = LANGUAGES.includes(wanted) ? wanted : "en";
+/** The texts of one language by their keys. */
+export async function catalogue(code) {
   if (!cache.has(code)) {
     const reply = await fetch(`/static/locales/${code}.json`);
     if (!reply.ok) throw new Error(`no catalogue for ${code}: HTTP ${reply.status}`);
     cache.set(code, await reply.json());
   }
-  words = cache.get(code);
+  return cache.get(code);
+}
+
+/** Loads a catalogue and makes it current. */
+export async function setLanguage(wanted) {
+  const code = LANGUAGES.includes(wanted) ? wanted : "en";
+  words = await catalogue(code);
   language = code;
   document.documentElement.lang = code === "zh" ? "zh-CN" : code;
 }
@@ -34,7 +39,10 @@ export function translate(root) {
   for (const node of root.querySelectorAll("[data-i18n]")) {
     node.textContent = t(node.dataset.i18n);
   }
+  for (const node of root.querySelectorAll("[data-i18n-title]")) {
+    node.title = t(node.dataset.i18nTitle);
+  }
   for (const node of root.querySelectorAll("[data-i18n-label]")) {
-    node.setAttribute("aria-label", t(node.dataset.i18nLabel));
+    node.setAttribute("aria-label", t(node.dataset.i18nLabel, { value: node.value }));
   }
 }

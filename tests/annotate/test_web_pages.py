@@ -1,0 +1,131 @@
+"""What the routes behind the canvas give: details, history, what comes next, the guideline."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from web_studio import make_studio, sign_in
+
+from annotate.store import PreferenceStore
+from annotate.web.app import create_app
+from annotate.web.i18n import LANGUAGES, catalogue
+
+
+@pytest.fixture(scope="module")
+def fresh_studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages") / "fresh"
+    make_studio(folder, counts=(4, 3)).close()
+    return folder
+
+
+@pytest.fixture
+def store(fresh_studio: Path, tmp_path: Path) -> Iterator[PreferenceStore]:
+    with PreferenceStore.open(shutil.copytree(fresh_studio, tmp_path / "studio")) as store:
+        yield store
+
+
+def body_of(task: dict, **changes) -> dict:
+    return {
+        "idempotency_key": f"key-{task['assignment_id']:08}",
+        "assignment_id": task["assignment_id"],
+        "lease_token": task["lease_token"],
+        "outcome": "picked",
+        "win_position": 2,
+        "lose_position": 1,
+        **changes,
+    }
+
+
+def test_a_pick_with_its_details_comes_back_on_undo_and_stands_in_the_history(store):
+    client = sign_in(create_app(store), "mei")
+    task = client.post("/api/claim").json()["task"]
+    ahead = client.get("/api/ahead").json()["sources"]
+    details = {
+        "reasons": [{"target": "lose", "criterion": "detail"}],
+        "regions": [
+            {"position": 1, "x": 3, "y": 4, "width": 50, "height": 60, "criterion": "detail"}
+        ],
+        "marks": [{"position": 0, "rating": 4, "thumb": None}],
+    }
+    answer = client.post("/api/submit", json=body_of(task, **details)).json()
+    assert [c["src"] for c in answer["task"]["candidates"]] == ahead
+    assert answer["task"]["previous"] is None
+    (pick,) = client.get("/api/history").json()["picks"]
+    assert pick["win"] == task["candidates"][2]["src"]
+    assert pick["prompt"] == task["prompt"]["text"]
+    back = client.post("/api/undo").json()["task"]
+    assert back["previous"] == {
+        "outcome": "picked", "win_position": 2, "lose_position": 1, **details,
+    }  # fmt: skip
+    assert client.get("/api/history").json() == {"picks": [], "more": False}
+
+
+def test_leads_write_the_guideline_that_everybody_reads(store):
+    app = create_app(store)
+    lea, mei, eva = (sign_in(app, name) for name in ("lea", "mei", "eva"))
+    assert mei.get("/api/guideline").json()["version"] is None
+    task = lea.post("/api/claim").json()["task"]
+    lea.post("/api/submit", json=body_of(task))
+    (pick,) = lea.get("/api/history").json()["picks"]
+    example = {
+        "question": pick["question"],
+        "win": pick["win"].removeprefix("/media/"),
+        "lose": pick["lose"].removeprefix("/media/"),
+        "why": {"en": "<b>calm</b> ${1}", "zh": "安静"},
+    }
+    draft = {"replaces": None, "texts": {"zh": {"general": "先看整体"}}, "examples": [example]}
+    for client in (mei, eva):
+        assert client.post("/api/guideline", json=draft).status_code == 403
+    assert lea.post("/api/guideline", json=draft).json()["version"] == 1
+    shown = mei.get("/api/guideline").json()
+    assert (shown["texts"], shown["author"]) == (draft["texts"], "lea")
+    assert shown["examples"][0]["why"] == example["why"]
+    assert mei.get("/api/me").json()["guideline_version"] == 1
+    for side in ("win", "lose"):  # the same pictures under the reader's own tokens
+        token = shown["examples"][0][side]
+        assert token != example[side]
+        assert mei.get(f"/media/{token}").content == lea.get(pick[side]).content
+        assert eva.get(f"/media/{token}").status_code == 404
+    again = lea.post("/api/guideline", json={**shown_as_draft(lea), "replaces": None})
+    assert (again.status_code, again.json()["code"]) == (409, "guideline_changed")
+    forged = {**draft, "replaces": 1, "examples": [{**example, "win": "x" * 40}]}
+    assert lea.post("/api/guideline", json=forged).status_code == 404
+    assert lea.post("/api/guideline", json={**shown_as_draft(lea), "replaces": 1}).json()[
+        "examples"
+    ]
+
+
+def shown_as_draft(client) -> dict:
+    shown = client.get("/api/guideline").json()
+    return {"texts": shown["texts"], "examples": shown["examples"]}
+
+
+def test_refusals_are_said_in_the_language_of_the_page(store):
+    app = create_app(store)
+    client = sign_in(app, "mei")
+    task = client.post("/api/claim").json()["task"]
+    client.post("/api/submit", json=body_of(task))
+    twice = body_of(task, idempotency_key="another-key")
+    english = client.post("/api/submit", json=twice, headers={"Accept-Language": "de"})
+    chinese = client.post("/api/submit", json=twice, headers={"Accept-Language": "zh-CN"})
+    client.cookies.set("winsome_language", "zh")  # what the page was switched to wins
+    switched = client.post("/api/submit", json=twice, headers={"Accept-Language": "en"})
+    assert [a.status_code for a in (english, chinese, switched)] == [409] * 3
+    assert english.json() == {"error": catalogue("en")["error.answered"], "code": "answered"}
+    assert chinese.json() == switched.json()
+    assert chinese.json()["error"] == catalogue("zh")["error.answered"]
+    foreign = client.post("/api/undo", headers={"Origin": "https://evil.example"})
+    assert foreign.json()["error"] == catalogue("zh")["error.origin"]
+    assert client.get("/api/nothing").json()["error"] == catalogue("zh")["error.no_page"]
+
+
+def test_both_catalogues_say_the_same_things():
+    english, chinese = (catalogue(language) for language in LANGUAGES)
+    assert english.keys() == chinese.keys()
+    for key, text in english.items():
+        assert sorted(text.count(f"{{{n}}}") for n in ("key", "letter", "value", "detail")) == (
+            sorted(chinese[key].count(f"{{{n}}}") for n in ("key", "letter", "value", "detail"))
+        ), key
