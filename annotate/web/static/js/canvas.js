@@ -98,7 +98,7 @@ class Canvas {
     } else if (frame) this.onFrame(event, frame, place);
     else if (button) this.onButton(button, place);
     // After a mouse click, Enter means "submit" again and not "click that once more".
-    if (button && event.detail > 0) button.blur();
+    if (button && event.detail > 0 && !button.closest("dialog")) button.blur();
   }
 
   onFrame(event, frame, place) {
