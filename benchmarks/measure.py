@@ -57,6 +57,15 @@ def measure_cpu(args: argparse.Namespace) -> None:
     record(["cpu.modulation_traffic_ratio"], measure_modulation(), command)
 
 
+def measure_app(args: argparse.Namespace) -> None:
+    """The labelling app: its page in Chromium, and its server under 50 annotators."""
+    from benchmarks.app import measure_next_images, measure_submit
+
+    command = "python -m benchmarks.measure app"
+    record(["app.next_images_p95_ms"], measure_next_images(), command)
+    record(["app.submit_p95_ms_50_annotators"], measure_submit(), command)
+
+
 def measure_circle(args: argparse.Namespace) -> None:
     """The whole circle, once for every seed, each in a folder of its own."""
     reports = []
@@ -99,6 +108,7 @@ QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
     "cpu": measure_cpu,
 }
 SLOW: dict[str, Callable[[argparse.Namespace], None]] = {
+    "app": measure_app,
     "circle": measure_circle,
     "text": measure_text,
 }
