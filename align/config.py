@@ -11,28 +11,53 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from align.data_config import (
+    Fraction,
+    JsonlPairsConfig,
+    NonNegative,
+    PairsConfig,
+    Positive,
+    ResolutionConfig,
+    SFTDataConfig,
+    SnapshotPairsConfig,
+)
+from align.objective_config import (
+    AutoBetaConfig,
+    DPOObjectiveConfig,
+    GRPOObjectiveConfig,
+    ReferenceConfig,
+    RolloutConfig,
+    TimestepConfig,
+)
 from align.optim_config import OptimizerConfig, Precision
-from annotate.records import Question, Split
+from annotate.records import Split
 from annotate.settings import Config, ConfigError, dump_config, flatten_config, load_config
 
 __all__ = [
+    "AutoBetaConfig",
     "Config",
     "ConfigError",
     "DPOConfig",
+    "DPOObjectiveConfig",
     "GRPOConfig",
+    "GRPOObjectiveConfig",
     "GenerateConfig",
+    "JsonlPairsConfig",
     "OptimizerConfig",
+    "PairsConfig",
+    "ReferenceConfig",
+    "ResolutionConfig",
+    "RolloutConfig",
     "SFTConfig",
+    "SFTDataConfig",
+    "SnapshotPairsConfig",
+    "TimestepConfig",
     "TrainConfig",
     "dump_config",
     "flatten_config",
     "load_config",
     "resolve_model",
 ]
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def resolve_model(model: str) -> str:
@@ -102,6 +127,9 @@ class TrainConfig(Config):
     """Steps between checkpoints; 0: none."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints stay."""
+    batch_tolerance: float = Field(default=0.02, ge=0)
+    """Preflight: bound on the change of a sample's velocity with its batch, as a part of its size;
+    bfloat16 kernels give about a hundredth."""
     cache_dir: Path | None = None
     """Encoded images and prompts, shared between runs; null: ``cache/`` in the run folder."""
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -143,43 +171,6 @@ class ValidationConfig(Config):
     """A new lowest loss must be lower by at least this part of the old one."""
 
 
-class ResolutionConfig(Config):
-    """The size images are brought to: scaled to cover it, then cut at the centre."""
-
-    height: Positive | None = None
-    width: Positive | None = None
-    """Pixels, multiples of 16; null for both: images keep their size and must all have the same."""
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> ResolutionConfig:
-        if (self.height is None) != (self.width is None):
-            raise ValueError(f"give height and width or none, got {self.height} x {self.width}")
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value is not None and value % 16:
-                raise ValueError(f"{name} must be a multiple of 16 pixels, got {value}")
-        return self
-
-
-class SFTDataConfig(ResolutionConfig):
-    """Rows of ``{"prompt", "image", "score"}``, and optionally ``"split"``."""
-
-    path: Path
-    """JSONL file; image paths are relative to its folder."""
-    min_score: float | None = 4.8
-    """Rows below this score (of 5) are left out, as are rows without a score; null: all enter."""
-    caption_dropout: Fraction = 0.1
-    """Part of the samples trained with the empty caption, for classifier-free guidance."""
-
-
-class TimestepConfig(Config):
-    """How noise levels are drawn: logit-normal, then shifted for the image's size."""
-
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
-    shift: bool = True
-    """Apply the scheduler's resolution-dependent shift."""
-
-
 class OfflineConfig(TrainConfig):
     """What trainers on stored data share."""
 
@@ -195,118 +186,25 @@ class SFTConfig(OfflineConfig):
     validation: ValidationConfig = ValidationConfig()
 
 
-class SnapshotPairsConfig(ResolutionConfig):
-    """(win, lose) of each pick in a snapshot folder with images."""
-
-    type: Literal["snapshot"] = "snapshot"
-    path: Path
-    images: Path | None = None
-    """Folder of ``<sha256>.png``; null: the snapshot's own ``images/``."""
-    questions: tuple[Question, ...] = tuple(Question)
-    """Only picks that answer one of these."""
-    policy: Literal["win_lose", "implied_all"] = "win_lose"
-    """Pairs of a pick: the best against the worst, or all that best and worst imply."""
-    splits: tuple[Split, ...] = (Split.TRAIN,)
-    """Prompts to train on; those marked ``validation`` are held out."""
-
-
-class JsonlPairsConfig(ResolutionConfig):
-    """Rows of ``{"prompt", "chosen", "rejected"}``, and optionally ``"weight"`` and ``"split"``."""
-
-    type: Literal["jsonl"] = "jsonl"
-    path: Path
-    """JSONL file; image paths are relative to its folder."""
-
-
-PairsConfig = Annotated[SnapshotPairsConfig | JsonlPairsConfig, Field(discriminator="type")]
-
-
-class ReferenceConfig(Config):
-    """Where the reference model's errors come from."""
-
-    mode: Literal["cached", "live"] = "cached"
-    """``cached``: drawn up front as two numbers a pair and draw, so that no reference stays in
-    memory. ``live``: computed at each step (adapters off, or a frozen copy)."""
-    draws: Positive = 4
-    """Cached mode: (noise level, noise) draws for each pair, used in turn by its epochs."""
-
-
-class DPOObjectiveConfig(Config):
-    """Diffusion-DPO; see `align.objectives.diffusion_dpo`."""
-
-    beta: float | None = Field(default=None, gt=0)
-    """Strength, for errors averaged over the latent; null: 2000, or from ``beta_sum``."""
-    beta_sum: float | None = Field(default=None, gt=0)
-    """The same for errors summed over the elements; instead of ``beta``."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Part of the pairs taken to be labelled the wrong way round (cDPO)."""
-    anchor_weight: float = Field(default=0.0, ge=0)
-    """Weight of the hinge that keeps the chosen image as likely as under the reference; 0: none."""
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen image's own flow-matching error; 0: none."""
-
-    @model_validator(mode="after")
-    def _one_beta(self) -> DPOObjectiveConfig:
-        if self.beta is not None and self.beta_sum is not None:
-            raise ValueError(f"give beta or beta_sum, got {self.beta} and {self.beta_sum}")
-        return self
-
-
 class DPOConfig(OfflineConfig):
     """``winsome dpo``: Diffusion-DPO on pairs of images."""
 
     data: PairsConfig
     objective: DPOObjectiveConfig = DPOObjectiveConfig()
     reference: ReferenceConfig = ReferenceConfig()
+    noise: Literal["fresh", "prior"] = "fresh"
+    """``fresh``: a noise drawn for each pair, shared by its images. ``prior``: the noise that each
+    image was generated from, which its record names (PNAPO, arXiv 2605.09433)."""
     timesteps: TimestepConfig = TimestepConfig()
     validation: ValidationConfig = ValidationConfig(every=0)
 
-
-class RolloutConfig(Config):
-    """How images are drawn during GRPO."""
-
-    height: Positive = 128
-    width: Positive = 128
-    num_steps: Positive = 10
-    """Sampling steps."""
-    window: Positive = 2
-    """Consecutive stochastic steps, which are the trained ones; the other steps are an ODE."""
-    window_range: tuple[NonNegative, NonNegative] | None = None
-    """First and past-the-last step among which the window moves; null: the first half."""
-    noise_level: float = Field(default=0.7, gt=0)
-    """``a`` in the standard deviation ``a * sqrt(sigma / (1 - sigma))`` of the stochastic steps."""
-    guidance_scale: float = Field(default=1.0, ge=1)
-    """Classifier-free guidance while drawing; the policy trains without. 1: none."""
-    batch_size: Positive = 64
-    """Images drawn at once by one process."""
-
     @model_validator(mode="after")
-    def _window_fits(self) -> RolloutConfig:
-        first, end = self.window_bounds
-        if not first < end <= self.num_steps or end - first < self.window:
+    def _prior_noise_of_pairs(self) -> DPOConfig:
+        if self.noise == "prior" and self.objective.loss_type in ("kto", "plackett_luce"):
             raise ValueError(
-                f"a window of {self.window} steps does not fit into steps {first} to {end} of "
-                f"{self.num_steps}"
+                f"noise 'prior' goes with pairs, got loss_type {self.objective.loss_type!r}"
             )
         return self
-
-    @property
-    def window_bounds(self) -> tuple[int, int]:
-        """First and past-the-last step that may be stochastic."""
-        return self.window_range or (0, max(self.window, self.num_steps // 2))
-
-
-class GRPOObjectiveConfig(Config):
-    """Flow-GRPO; see `align.objectives.flow_grpo`. Nats are of one sampling step of an image."""
-
-    clip_range: float = Field(default=1.0, gt=0)
-    """Bound on a step's log-ratio, in nats."""
-    beta: float = Field(default=0.0, ge=0)
-    """Weight of the KL to the reference, per nat; 0: none, and no reference is needed."""
-    advantage_clip: float = Field(default=5.0, gt=0)
-    """Bound on an advantage, in standard deviations of its group."""
-    min_reward_std: float = Field(default=1e-4, gt=0)
-    """Groups whose rewards deviate less are dropped, in units of the reward."""
 
 
 class RewardModelConfig(Config):
@@ -335,6 +233,8 @@ class GRPOConfig(TrainConfig):
     """null where a scorer is passed in Python."""
     rollout: RolloutConfig = RolloutConfig()
     objective: GRPOObjectiveConfig = GRPOObjectiveConfig()
+    timesteps: TimestepConfig = TimestepConfig()
+    """Noise levels of nft, awm and online_dpo."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Images of one prompt, whose rewards are compared."""
     prompts_per_step: Positive = 8
@@ -366,6 +266,23 @@ class GRPOConfig(TrainConfig):
             raise ValueError(
                 f"lora.dropout must be 0 in GRPO, got {self.lora.dropout}: a replayed step would "
                 "not have the probability it was drawn with"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_the_algorithm(self) -> GRPOConfig:
+        objective = self.objective
+        if objective.old_policy == "average" and (self.ema is None or objective.trains_steps):
+            raise ValueError(
+                f"old_policy 'average' needs ema and nft or awm, got ema {self.ema} and "
+                f"{objective.algorithm}: a step's probability is that of the weights that train"
+            )
+        if objective.advantage == "gdpo" and not (self.reward and self.reward.weights):
+            raise ValueError("advantage 'gdpo' needs reward.weights, which name its rewards")
+        if objective.algorithm == "online_dpo" and self.updates_per_rollout > 1:
+            raise ValueError(
+                "online_dpo has one pair a group and takes one update a rollout, got "
+                f"updates_per_rollout {self.updates_per_rollout}"
             )
         return self
 

@@ -26,11 +26,16 @@ def _shard(parameter: nn.Parameter) -> Tensor:
 class ShardedEMA:
     """``average = decay * average + (1 - decay) * weight`` in float32, after each step."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: EMAConfig) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: EMAConfig, offset: float = 0.0
+    ) -> None:
+        """``offset`` is added to the weights that the average starts from."""
         self.config = config
         self.num_updates = 0
         self._parameters = dict(parameters)
         self._average = {n: _shard(p).float().clone() for n, p in self._parameters.items()}
+        if offset:
+            torch._foreach_add_(list(self._average.values()), offset)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -27,7 +27,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from align.config import OptimizerConfig, TrainConfig
+from align.config import EMAConfig, OptimizerConfig, TrainConfig
 from align.ema import ShardedEMA
 from align.objectives.base import LossOutput
 from align.optim import ReducedOptimizer, make_optimizer
@@ -305,6 +305,17 @@ class Engine:
             return
         try:
             with self.ema.applied():
+                self._refresh_persistent()
+                yield
+        finally:
+            self._refresh_persistent()
+
+    @contextlib.contextmanager
+    def nudged(self, distance: float) -> Iterator[None]:
+        """Within, every trained weight is larger by ``distance``; then all are what they were."""
+        moved = ShardedEMA(self._named, EMAConfig(), offset=distance)
+        try:
+            with moved.applied():
                 self._refresh_persistent()
                 yield
         finally:

@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from align.checkpoint import atomic_file
-from align.config import DPOConfig, DPOObjectiveConfig, OfflineConfig, SFTConfig, ValidationConfig
-from align.data.batches import EMPTY_PROMPT, ImageBatches, PairBatches
+from align.config import (
+    DPOConfig,
+    DPOObjectiveConfig,
+    OfflineConfig,
+    ResolutionConfig,
+    SFTConfig,
+    ValidationConfig,
+)
+from align.data.batches import (
+    EMPTY_PROMPT,
+    ImageBatches,
+    ListBatches,
+    PairBatches,
+    PreferenceBatches,
+)
+from align.data.buckets import assign_buckets, bucket_of_step
 from align.data.draws import Draws
 from align.data.features import Features
-from align.data.order import step_positions
-from align.data.rows import Rows, read_captioned_images, read_pairs
+from align.data.order import Position, step_positions
+from align.data.picks import read_lists, read_pairs, read_thumbs
+from align.data.rows import CaptionedImage, Rows, read_captioned_images
 from align.engine import BatchPlan, Engine
-from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch, implicit_rewards, pair_errors
-from align.objectives.sft import SFT, sft_errors
+from align.mmdit.adapters import Conditioning
+from align.objectives.base import finish_parts
+from align.objectives.diffusion_dpo import DiffusionDPO
+from align.objectives.feedback import Feedback
+from align.objectives.listwise import KTO, PlackettLuce
+from align.objectives.preferences import implicit_rewards
+from align.objectives.sft import SFT, SFTBatch, noised, sft_errors
 from align.policy import Policy
+from align.preflight import (
+    check_accumulation,
+    check_batch_size,
+    check_margins,
+    check_ranks,
+    check_weights,
+)
+from align.reference import measure, reference_errors
 from align.run import RunResult
 from align.trainer import Patience, Trainer
 
 __all__ = ["train_dpo", "train_sft"]
+
+logger = logging.getLogger(__name__)
 
 
 def train_sft(config: SFTConfig) -> RunResult:
@@ -43,39 +71,86 @@ def train_sft(config: SFTConfig) -> RunResult:
     rows = read_captioned_images(config.data, validation.fraction if validation.every else 0.0)
     train, held_out = rows.train, _held_out(rows, validation)
     trainer.begin(data={**rows.source, "train": len(train), "validation": len(held_out)})
-    samples = [*train, *held_out]
-    features = trainer.encoder().encode(
-        [sample.image for sample in samples],
-        [EMPTY_PROMPT, *(sample.prompt for sample in samples)],
-        config.data,
-    )
-    policy = trainer.build_policy(plan.accumulation, plan.micro)
-    draws = _draws(config, trainer, features)
-    batches = ImageBatches(train, features, draws, config.data.caption_dropout)
-    held = ImageBatches(held_out, features, draws, num_draws=validation.draws)
-    objective = SFT()
+    trained, held = _image_batches(config, trainer, plan, train, held_out)
+    policy, objective = trainer.policy, SFT()
+    sizes = [len(batches.samples) for batches in trained]
+
+    def parts(step: int) -> list[SFTBatch]:
+        bucket, number = bucket_of_step(config.seed, sizes, config.batch_size, step)
+        positions = step_positions(config.seed, sizes[bucket], config.batch_size, number)
+        return [trained[bucket].train(part) for part in plan.split(positions)]
+
+    first = parts(1)[0]
+    _preflight(trainer, plan, "images", (noised(first), first.sigma, first.cond))
 
     def train_step(step: int) -> dict[str, float]:
-        positions = step_positions(config.seed, len(train), config.batch_size, step)
-        parts = [batches.train(part) for part in plan.split(positions)]
-        return trainer.engine.train_step(step, parts, lambda batch: objective.loss(policy, batch))
+        loss = objective.loss
+        return trainer.engine.train_step(step, parts(step), lambda batch: loss(policy, batch))
 
     def validate() -> dict[str, float]:
-        return measure(
-            trainer.engine,
-            held.num_places,
-            plan.micro,
-            lambda places: {"validation/loss": sft_errors(policy, held.at(places))},
-        )
+        losses = [
+            measure(
+                trainer.engine,
+                batches.num_places,
+                plan.micro,
+                lambda places, batches=batches: {"loss": sft_errors(policy, batches.at(places))},
+            )["loss"]
+            for batches in held
+        ]
+        places = [batches.num_places for batches in held]
+        total = sum(n * loss for n, loss in zip(places, losses, strict=True))
+        return {"validation/loss": total / sum(places) if len(held) > 1 else losses[0]}
 
     patience = Patience(validation.patience, validation.min_delta)
     return trainer.fit(train_step, validate, validation.every, patience)
 
 
-def train_dpo(config: DPOConfig) -> RunResult:
-    """Diffusion-DPO on pairs; continues where a killed run of this configuration stood.
+def _image_batches(
+    config: SFTConfig,
+    trainer: Trainer,
+    plan: BatchPlan,
+    train: list[CaptionedImage],
+    held_out: list[CaptionedImage],
+) -> tuple[list[ImageBatches], list[ImageBatches]]:
+    """Batches to train on and held-out ones, for each bucket that has any; builds the policy.
 
-    With cached reference errors (the default) each pair has ``reference.draws`` noises and noise
+    The prompts are encoded before any image, with one loading of the text encoder.
+    """
+    data, samples = config.data, [*train, *held_out]
+    prompts = [EMPTY_PROMPT, *(sample.prompt for sample in samples)]
+    encoder = trainer.encoder()
+    resolutions = [ResolutionConfig(height=h, width=w) for h, w in data.buckets]
+    chosen: dict[str, Any] = {}
+    if resolutions:
+        chosen = assign_buckets([sample.image for sample in samples], data.buckets)
+        encoder.encode([], prompts)
+    found = []
+    for resolution in resolutions or [data]:
+        size = (resolution.height, resolution.width)
+
+        def own(part: list[CaptionedImage], size: Any = size) -> list[CaptionedImage]:
+            return [x for x in part if not chosen or chosen[x.image.sha256] == size]
+
+        images = [sample.image for sample in own(samples)]
+        if images:
+            features = encoder.encode(images, prompts, resolution)
+            found.append((own(train), own(held_out), features))
+    trainer.build_policy(plan.accumulation, plan.micro)
+    trained, held = [], []
+    for own_train, own_held, features in found:
+        draws = _draws(config, trainer, features)
+        if own_train:
+            trained.append(ImageBatches(own_train, features, draws, data.caption_dropout))
+        if own_held:
+            num_draws = config.validation.draws
+            held.append(ImageBatches(own_held, features, draws, num_draws=num_draws))
+    return trained, held
+
+
+def train_dpo(config: DPOConfig) -> RunResult:
+    """Diffusion-DPO or a relative; continues where a killed run of this configuration stood.
+
+    With cached reference errors (the default) each sample has ``reference.draws`` noises and noise
     levels, used in turn by its epochs, and the reference's errors on them are computed before
     training: no reference model is in memory, whether a LoRA or all parameters are trained.
 
@@ -88,137 +163,191 @@ def train_dpo(config: DPOConfig) -> RunResult:
         return trainer.run.result()
     plan = _plan(config, trainer.engine)
     validation, cached = config.validation, config.reference.mode == "cached"
-    rows = read_pairs(config.data, validation.fraction if validation.every else 0.0)
+    rows = _preferences(config)
     train, held_out = rows.train, _held_out(rows, validation)
-    trainer.begin(data={**rows.source, "train": len(train), "validation": len(held_out)})
-    pairs = [*train, *held_out]
+    aside = rows.annotators[: validation.max_samples] if validation.every else []
+    counts = {"train": len(train), "validation": len(held_out)}
+    trainer.begin(data=rows.source | counts | ({"annotators": len(aside)} if aside else {}))
+    samples = [*train, *held_out, *aside]
     features = trainer.encoder().encode(
-        [image for pair in pairs for image in (pair.chosen, pair.rejected)],
-        [pair.prompt for pair in pairs],
+        [image for sample in samples for image in sample.images],
+        [sample.prompt for sample in samples],
         config.data,
     )
     policy = trainer.build_policy(plan.accumulation, plan.micro, "none" if cached else "copy")
     draws = _draws(config, trainer, features)
-    batches = PairBatches(train, features, draws, config.reference.draws if cached else None)
-    held = PairBatches(held_out, features, draws, validation.draws, prefix="validation/")
+
+    def batches(part: list, num_draws: int | None, prefix: str = "") -> PreferenceBatches:
+        return _preference_batches(config, part, features, draws, num_draws, prefix)
+
+    training = batches(train, config.reference.draws if cached else None)
+    held = {"validation": batches(held_out, validation.draws, "validation/")}
+    if aside:
+        held["validation/annotators"] = batches(aside, validation.draws, "annotators/")
     if cached:
-        trainer.engine.model.eval()
-        if trainer.run.checkpoints.latest() is None:
-            # Left by an attempt that may have had another model.
-            trainer.forget("reference_errors_*.safetensors")
-        for name, part in (("train", batches), ("validation", held)):
-            path = trainer.run.path / f"reference_errors_{name}.safetensors"
-            part.reference_errors = reference_errors(path, trainer.engine, policy, part, plan.micro)
-    objective = dpo_objective(config.objective)
+        _store_reference_errors(trainer, policy, plan.micro, {"train": training, **held})
+    feedback = Feedback(config.objective)
+    num_elements = math.prod(draws.shape)
+    first = training.train(_first_part(config, plan, len(train)))
+    checks: dict[str, Any] = {}
+    if cached and trainer.run.checkpoints.latest() is None:
+        beta = preference_objective(config.objective, feedback, num_elements).beta
+        checks = _check_reference(trainer, policy, training, first, beta or 0.0)
+    _preflight(trainer, plan, "samples", training.probe(first), checks)
 
     def train_step(step: int) -> dict[str, float]:
+        objective = preference_objective(config.objective, feedback, num_elements)
         positions = step_positions(config.seed, len(train), config.batch_size, step)
-        parts = [batches.train(part) for part in plan.split(positions)]
-        return trainer.engine.train_step(step, parts, lambda batch: objective.loss(policy, batch))
+        parts = [training.train(part) for part in plan.split(positions)]
+        metrics = finish_parts(
+            trainer.engine.train_step(step, parts, lambda batch: objective.loss(policy, batch))
+        )
+        if config.objective.auto_beta is not None:
+            metrics["beta"] = objective.beta or 0.0
+        _watch(trainer, feedback, step, metrics)
+        return metrics
 
     def validate() -> dict[str, float]:
-        return measure(
-            trainer.engine,
-            held.num_places,
-            plan.micro,
-            lambda places: dpo_figures(objective, policy, held.at(places)),
-        )
+        objective = preference_objective(config.objective, feedback, num_elements)
+        figures = {}
+        for prefix, part in held.items():
+            found = measure(
+                trainer.engine,
+                part.num_places,
+                plan.micro,
+                lambda places, part=part: part.figures(objective, policy, part.at(places)),
+            )
+            figures |= {f"{prefix}/{name}": value for name, value in finish_parts(found).items()}
+        return figures
 
     patience = Patience(validation.patience, validation.min_delta)
-    return trainer.fit(train_step, validate, validation.every, patience)
+    return trainer.fit(train_step, validate, validation.every, patience, feedback)
 
 
-def dpo_objective(config: DPOObjectiveConfig) -> DiffusionDPO:
-    """The objective that the settings describe; beta is 2000 on the mean scale if none is given."""
-    fields = config.model_dump()
-    if config.beta is None and config.beta_sum is None:
-        fields["beta"] = 2000.0
-    return DiffusionDPO(**fields)
+def preference_objective(
+    config: DPOObjectiveConfig, feedback: Feedback, num_elements: int
+) -> DiffusionDPO | PlackettLuce | KTO:
+    """What the settings describe, for the next step; beta is 2000 on the mean scale by default."""
+    start = 2000.0 if config.beta is None else config.beta
+    if config.beta_sum is not None:
+        start = config.beta_sum * num_elements
+    beta = feedback.beta(start)
+    if config.loss_type == "plackett_luce":
+        return PlackettLuce(beta, config.anchor_weight, config.sft_weight)
+    if config.loss_type == "kto":
+        return KTO(
+            beta, feedback.reference_point, config.desirable_weight, config.undesirable_weight
+        )
+    return DiffusionDPO(
+        beta=beta,
+        loss_type=config.loss_type,
+        label_smoothing=config.label_smoothing,
+        tie_threshold=config.tie_threshold,
+        rejected_weight=config.rejected_weight,
+        anchor_weight=config.anchor_weight,
+        sft_weight=config.sft_weight,
+    )
 
 
-# Measuring without training -----------------------------------------------------------------------
+def _preferences(config: DPOConfig) -> Rows:
+    fraction = config.validation.fraction if config.validation.every else 0.0
+    if config.objective.loss_type == "plackett_luce":
+        return read_lists(config.data, fraction)
+    if config.objective.loss_type == "kto":
+        return read_thumbs(config.data, fraction)
+    return read_pairs(config.data, fraction, ties=config.objective.tie_threshold > 0)
 
 
-def measure(
-    engine: Engine,
-    count: int,
-    batch_size: int,
-    figures: Callable[[Sequence[int]], Mapping[str, Tensor]],
-) -> dict[str, float]:
-    """Means of ``figures`` over the places 0 to ``count - 1``, shared out over the processes.
-
-    Args:
-        figures: takes places, returns a value for each of them, ``(B,)``, by name.
-
-    All processes make equally many calls of equal size, as ZeRO-3 demands: the places beyond the
-    end are computed and left out.
-    """
-    places = range(engine.rank, math.ceil(count / engine.world) * engine.world, engine.world)
-    sums: dict[str, Tensor] = {}
-    for start in range(0, len(places), batch_size):
-        part = places[start : start + batch_size]
-        is_real = torch.tensor([place < count for place in part], device=engine.device)
-        for name, values in figures([min(place, count - 1) for place in part]).items():
-            total = values.double()[is_real].sum()
-            sums[name] = sums[name] + total if name in sums else total
-    return engine.mean({name: total * engine.world / count for name, total in sums.items()})
+def _preference_batches(
+    config: DPOConfig,
+    samples: list,
+    features: Features,
+    draws: Draws,
+    num_draws: int | None,
+    prefix: str,
+) -> PreferenceBatches:
+    if config.objective.loss_type in ("plackett_luce", "kto"):
+        return ListBatches(samples, features, draws, num_draws, prefix)
+    return PairBatches(
+        samples,
+        features,
+        draws,
+        num_draws,
+        prefix,
+        noise=config.noise,
+        label_smoothing=config.objective.label_smoothing,
+        resolution=config.data,
+    )
 
 
-def dpo_figures(objective: DiffusionDPO, policy: Policy, batch: PairBatch) -> dict[str, Tensor]:
-    """Loss, implicit accuracy, margin and change of the chosen's error for each pair, ``(B,)``."""
-    errors = pair_errors(policy, batch)
-    reference = batch.reference_errors
-    if reference is None:
-        with policy.reference():
-            reference = pair_errors(policy, batch)
-    rewards = implicit_rewards(errors, reference, objective.mean_beta(batch.chosen[0].numel()))
-    margins = rewards[:, 0] - rewards[:, 1]
-    return {
-        "validation/loss": objective.losses(errors, rewards),
-        "validation/rewards/accuracies": (margins > 0).float(),
-        "validation/rewards/margins": margins,
-        "validation/error/chosen_delta": errors[:, 0] - reference[:, 0],
-    }
+def _store_reference_errors(
+    trainer: Trainer, policy: Policy, batch_size: int, parts: dict[str, PreferenceBatches]
+) -> None:
+    trainer.engine.model.eval()
+    if trainer.run.checkpoints.latest() is None:
+        # Left by an attempt that may have had another model.
+        trainer.forget("reference_errors_*.safetensors")
+    for name, part in parts.items():
+        path = trainer.run.path / f"reference_errors_{name.replace('/', '_')}.safetensors"
+        part.reference_errors = reference_errors(path, trainer.engine, policy, part, batch_size)
 
 
-@torch.no_grad()
-def reference_errors(
-    path: Path, engine: Engine, policy: Policy, batches: PairBatches, batch_size: int
-) -> Tensor:
-    """Errors ``(pairs, draws, 2)`` of the untrained policy on every draw of ``batches``.
-
-    Read from ``path`` if they are there for the same pairs, else computed and written: they must
-    be those from before the first step, so this runs before a checkpoint is taken up.
-    """
-    count = batches.num_places
-    num_draws = batches.num_draws or 1
-    if not count:
-        return torch.zeros(0, num_draws, 2)
-    key = torch.frombuffer(bytearray(_draws_digest(batches)), dtype=torch.uint8)
-    if path.is_file():
-        stored = load_file(path)
-        if torch.equal(stored["key"], key):
-            return stored["errors"]
-    places = range(engine.rank, math.ceil(count / engine.world) * engine.world, engine.world)
-    rows = [
-        pair_errors(policy, batches.at([min(p, count - 1) for p in places[i : i + batch_size]]))
-        for i in range(0, len(places), batch_size)
-    ]
-    # Rank r holds the places r, r + world, ...: interleave what was gathered rank by rank.
-    gathered = engine.gather(torch.cat(rows)).view(engine.world, len(places), 2).transpose(0, 1)
-    errors = gathered.reshape(-1, 2)[:count].reshape(-1, num_draws, 2).float().cpu().contiguous()
-    if engine.is_main:
-        with atomic_file(path) as temporary:
-            save_file({"errors": errors, "key": key}, temporary)
-    return errors
+def _check_reference(
+    trainer: Trainer, policy: Policy, batches: PreferenceBatches, batch: Any, beta: float
+) -> dict[str, Any]:
+    """Before the first step the policy must be the reference that was stored."""
+    assert isinstance(trainer.config, DPOConfig)
+    trainer.engine.model.eval()
+    with torch.no_grad():
+        errors = batches.errors(policy, batch)
+    rewards = implicit_rewards(errors, batch.reference_errors, beta)
+    return check_margins(trainer.engine, rewards, trainer.config.reference.tolerance)
 
 
-def _draws_digest(batches: PairBatches) -> bytes:
-    text = "\n".join([repr(batches.draws), str(batches.num_draws), *(p.id for p in batches.pairs)])
-    return hashlib.sha256(text.encode()).digest()
+def _watch(trainer: Trainer, feedback: Feedback, step: int, metrics: dict[str, float]) -> None:
+    """Let the run know its figures; warn once when the chosen images' error has risen."""
+    if not feedback.observe(step, metrics):
+        return
+    rise, limit = feedback.chosen_rise, feedback.config.chosen_alarm
+    logger.warning(
+        "step %d: the chosen images' error is %.1f %% above the reference's (alarm at %.1f %%): "
+        "the "
+        "policy gets worse at what was preferred. Raise objective.anchor_weight, or lower "
+        "optimizer.lr or objective.beta",
+        step,
+        100 * rise,
+        100 * limit,
+    )
+    if trainer.engine.is_main:
+        trainer.run.update(chosen_alarm={"step": step, "rise": rise, "limit": limit})
 
 
 # Set-up -------------------------------------------------------------------------------------------
+
+
+def _preflight(
+    trainer: Trainer,
+    plan: BatchPlan,
+    what: str,
+    probe: tuple[Tensor, Tensor, Conditioning],
+    checked: dict[str, Any] | None = None,
+) -> None:
+    """Refuse a new run that would not learn; ``probe`` is what the first micro-batch asks."""
+    engine, policy = trainer.engine, trainer.policy
+    if trainer.run.checkpoints.latest() is not None:
+        return
+    engine.model.eval()
+    figures = check_ranks(engine, policy) | (checked or {})
+    figures |= check_accumulation(engine, plan, plan.total, what)
+    figures |= check_weights(engine, policy, *probe)
+    figures |= check_batch_size(engine, policy, *probe, trainer.config.batch_tolerance)
+    if engine.is_main:
+        trainer.run.update(preflight=figures)
+
+
+def _first_part(config: OfflineConfig, plan: BatchPlan, size: int) -> Sequence[Position]:
+    """This process's first micro-batch of the first step."""
+    return plan.split(step_positions(config.seed, size, config.batch_size, 1))[0]
 
 
 def _plan(config: OfflineConfig, engine: Engine) -> BatchPlan:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from align.advantage import Advantages, group_advantages
+from align.advantage import Advantages, decoupled_rewards, group_advantages
 from align.config import GRPOConfig, RewardModelConfig, resolve_model
 from align.data.batches import EMPTY_PROMPT
 from align.data.features import Features
 from align.data.order import step_positions
 from align.data.rows import iterate_prompts
 from align.engine import BatchPlan
+from align.learners import Learner, learner_class
 from align.mmdit.adapters import ModelAdapter, image_to_uint8, load_adapter
-from align.objectives.flow_grpo import FlowGRPO, TransitionBatch
-from align.preflight import check_kl, check_replay, check_rewards
+from align.preflight import (
+    check_accumulation,
+    check_batch_size,
+    check_groups,
+    check_ranks,
+    check_rewards,
+    check_weights,
+)
 from align.rollout import Group, Rollout, draw_rollout
 from align.run import RunResult
 from align.trainer import Trainer
@@ -107,76 +116,111 @@ class GRPOLoop:
         self.source = source
         self.scorer = source.scorer
         self.prompts = prompts
-        images = config.prompts_per_step * config.group_size // config.updates_per_rollout
         if config.prompts_per_step % self.engine.world:
             raise ValueError(
                 f"prompts_per_step {config.prompts_per_step} cannot be shared by "
                 f"{self.engine.world} processes"
             )
-        self.plan = BatchPlan.make(
-            images * config.rollout.window,
-            config.micro_batch_size,
-            self.engine.world,
-            self.engine.rank,
-        )
+        learner = learner_class(config.objective)
+        units = learner.units(config)
+        plan = BatchPlan.make(units, config.micro_batch_size, self.engine.world, self.engine.rank)
         self.features: Features = trainer.encoder().encode(
             [], [EMPTY_PROMPT, *(prompt.text for prompt in prompts)]
         )
         self.policy = trainer.build_policy(
-            self.plan.accumulation,
-            self.plan.micro,
-            reference="copy" if config.objective.beta else "none",
+            plan.accumulation,
+            plan.micro,
+            reference="copy" if config.objective.needs_reference else "none",
         )
-        self.objective = FlowGRPO(
-            noise_level=config.rollout.noise_level,
-            clip_range=config.objective.clip_range,
-            beta=config.objective.beta,
-        )
+        check_accumulation(self.engine, plan, units, learner.what)
+        self.learner: Learner[Any] = learner(config, self.policy, self.engine, plan)
         self.is_checked = False
-        self._rollout: Rollout
-        self._advantages: Tensor
-        self._log_prob: Tensor
 
     def train_step(self, step: int) -> dict[str, float]:
         """Optimizer step ``step`` (from 1), after a new rollout where one is due."""
         iteration, update = divmod(step - 1, self.config.updates_per_rollout)
         figures = self._roll(iteration + 1) if update == 0 else {}
-        batches = list(self._batches(update))
-        metrics = self.engine.train_step(
-            step, batches, lambda batch: self.objective.loss(self.policy, batch)
-        )
-        return metrics | figures
+        batches = list(self.learner.batches(update))
+        metrics = self.engine.train_step(step, batches, self.learner.loss)
+        return self.learner.finish(metrics) | figures
 
     def _roll(self, iteration: int) -> dict[str, float]:
         """Draw and score; returns the rewards' figures over all processes."""
         self.engine.model.eval()
-        rollout = draw_rollout(
-            self.policy,
-            self.features,
-            self._groups(iteration),
-            self.config.rollout,
-            self.config.seed,
-            iteration,
-        )
-        scores = self._score(rollout)
-        known = torch.tensor([score is not None for score in scores])
-        rewards = torch.tensor([self._reward(s) if s is not None else torch.nan for s in scores])
-        objective = self.config.objective
-        advantages = group_advantages(
-            rewards.view(len(rollout.groups), -1),
-            min_std=objective.min_reward_std,
-            clip=objective.advantage_clip,
-            known=known.view(len(rollout.groups), -1),
-        )
-        self._rollout = rollout
-        self._advantages = advantages.values.flatten().to(self.engine.device)
-        self._log_prob = rollout.log_prob
-        if self.config.recompute_log_probs or self.config.rollout.guidance_scale > 1:
-            self._recompute_log_prob()
+        with self._old_policy():
+            rollout = draw_rollout(
+                self.policy,
+                self.features,
+                self._groups(iteration),
+                self.config.rollout,
+                self.config.seed,
+                iteration,
+                self.config.objective.trains_steps,
+            )
+            scores = self._score(rollout)
+            shape = (len(rollout.groups), self.config.group_size)
+            rewards = [self._reward(s) if s is not None else torch.nan for s in scores]
+            known = torch.tensor([score is not None for score in scores]).view(shape)
+            rewards = torch.tensor(rewards).view(shape)
+            advantages = self._advantages(rewards, known, scores)
+            self.learner.take(
+                rollout,
+                advantages.values.flatten().to(self.engine.device),
+                (advantages.keep[:, None] & known).flatten().to(self.engine.device),
+                rewards,
+            )
         figures = self._figures(scores, advantages)
         if not self.is_checked:
             self._preflight(advantages, figures["frac_reward_zero_std"])
         return figures
+
+    def _old_policy(self) -> AbstractContextManager[None]:
+        """Within, the weights are those of the policy that draws."""
+        if self.config.objective.old_policy == "average":
+            return self.engine.averaged()
+        return nullcontext()
+
+    def _advantages(
+        self, rewards: Tensor, known: Tensor, scores: Sequence[Score | None]
+    ) -> Advantages:
+        """Of ``rewards (groups, group_size)``, where ``known`` says which there are."""
+        objective = self.config.objective
+        settings: dict[str, Any] = {
+            "min_std": objective.min_reward_std,
+            "clip": objective.advantage_clip,
+            "known": known,
+            "min_range": objective.min_reward_range,
+        }
+        if objective.advantage == "global":
+            settings["scale"] = self._deviation(rewards, known)
+        advantages = group_advantages(rewards, **settings)
+        if objective.advantage != "gdpo":
+            return advantages
+        assert self.config.reward is not None
+        weights = self.config.reward.weights
+        parts = {
+            name: torch.tensor(
+                [torch.nan if score is None else score.components[name] for score in scores]
+            ).view_as(rewards)
+            for name in weights
+        }
+        # The rewards themselves say which groups are dropped, and are what is logged.
+        decoupled = decoupled_rewards(parts, weights, known) * advantages.keep[:, None]
+        scale = self._deviation(decoupled, known)
+        settings |= {"min_std": 1e-12, "min_range": 0.0, "scale": scale}
+        return replace(advantages, values=group_advantages(decoupled, **settings).values)
+
+    def _deviation(self, rewards: Tensor, known: Tensor) -> float:
+        """Standard deviation of all known rewards of the step, over all processes."""
+        rewards, count = rewards.double(), known.double().sum()
+
+        def mean(values: Tensor) -> float:
+            total = values.masked_fill(~known, 0.0).sum()
+            sums = self.engine.mean({"total": total, "count": count})
+            return sums["total"] / sums["count"]
+
+        center = mean(rewards)
+        return mean((rewards - center).square()) ** 0.5
 
     def _groups(self, iteration: int) -> list[Group]:
         """This process's groups of an iteration."""
@@ -188,42 +232,16 @@ class GRPOLoop:
         own = positions[self.engine.rank * share :][:share]
         return [Group(self.prompts[p.item], p.epoch, config.group_size) for p in own]
 
-    # Training on a rollout ------------------------------------------------------------------------
-
-    def _places(self, update: int) -> list[tuple[int, int]]:
-        """(image, step of the window) of one update: an equal part of every group."""
-        updates, size = self.config.updates_per_rollout, self.config.group_size
-        images = [
-            image
-            for image in range(len(self._rollout.sample_ids))
-            if image % size % updates == update
-        ]
-        return [(image, w) for image in images for w in range(self.config.rollout.window)]
-
-    def _batches(self, update: int) -> Iterator[TransitionBatch]:
-        places = self._places(update)
-        for start in range(0, len(places), self.plan.micro):
-            images, steps = zip(*places[start : start + self.plan.micro], strict=True)
-            yield self._rollout.transitions(images, steps, self._advantages, self._log_prob)
-
-    @torch.no_grad()
-    def _recompute_log_prob(self) -> None:
-        """Log-probabilities under the policy that trains, in the batches in which it trains."""
-        recomputed = torch.empty_like(self._rollout.log_prob)
-        for update in range(self.config.updates_per_rollout):
-            places = iter(self._places(update))
-            for batch in self._batches(update):
-                for value in self.objective.log_prob(self.policy, batch):
-                    recomputed[next(places)] = value
-        self._log_prob = recomputed
-
     def _preflight(self, advantages: Advantages, fraction_equal: float) -> None:
-        batch = next(self._batches(0))
-        figures = check_rewards(advantages, fraction_equal)
-        figures |= check_replay(self.objective, self.policy, batch, self.config.ratio_tolerance)
-        if self.objective.beta > 0:
-            figures |= check_kl(self.objective, self.policy, batch, self.engine)
-        if self.engine.is_main:
+        engine, policy, learner = self.engine, self.policy, self.learner
+        figures: dict[str, Any] = check_ranks(engine, policy)
+        figures |= check_groups(learner.rollout)
+        figures |= check_rewards(advantages, fraction_equal)
+        figures |= learner.check()
+        probe = learner.probe(next(learner.batches(0)))
+        figures |= check_weights(engine, policy, *probe)
+        figures |= check_batch_size(engine, policy, *probe, self.config.batch_tolerance)
+        if engine.is_main:
             self.trainer.run.update(preflight=figures)
         self.is_checked = True
 

@@ -111,7 +111,7 @@ class Workload:
         config = self.config
         if isinstance(config, DPOConfig):
             return config.reference.mode == "live"
-        return isinstance(config, GRPOConfig) and config.objective.beta > 0
+        return isinstance(config, GRPOConfig) and config.objective.needs_reference
 
 
 def workload_of(
@@ -134,9 +134,13 @@ def workload_of(
         rollout, updates = config.rollout, config.updates_per_rollout
         images = config.prompts_per_step * config.group_size
         passes = rollout.num_steps * (2 if rollout.guidance_scale > 1 else 1)
-        if config.recompute_log_probs or rollout.guidance_scale > 1:
-            passes += rollout.window
-        samples = images * rollout.window // updates
+        objective = config.objective
+        trained = rollout.window if objective.trains_steps else objective.draws
+        if not objective.trains_steps or config.recompute_log_probs or rollout.guidance_scale > 1:
+            passes += 0 if objective.algorithm == "online_dpo" else trained
+        samples = images * trained // updates
+        if objective.algorithm == "online_dpo":
+            samples = 2 * config.prompts_per_step * trained
         tokens = shape.tokens(rollout.height, rollout.width, text_tokens)
         return Workload(
             "grpo", shape, tokens, config, samples, micro, drawn=images * passes // updates

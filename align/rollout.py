@@ -15,7 +15,7 @@ from align.mmdit.adapters import Conditioning
 from align.mmdit.flow import seeded_noise_batch, seeded_uniform
 from align.objectives.flow_grpo import TransitionBatch
 from align.policy import Policy
-from align.sampling import Trajectory, sample_sde
+from align.sampling import Trajectory, sample, sample_sde
 from annotate.records import Prompt
 
 __all__ = ["Group", "Rollout", "draw_rollout", "window_start"]
@@ -58,25 +58,23 @@ class Rollout:
     """``(N, W)``."""
     log_prob: Tensor
     """``(N, W)`` float64, nats, under the velocity that drew the step."""
+    mean: Tensor
+    """``(N, W, C, h, w)`` float32: of the Gaussians that the steps were drawn from."""
 
     def transitions(
-        self,
-        images: Sequence[int],
-        steps: Sequence[int],
-        advantages: Tensor,
-        log_prob: Tensor | None = None,
+        self, images: Sequence[int], steps: Sequence[int], advantages: Tensor
     ) -> TransitionBatch:
-        """Step ``steps[i]`` of image ``images[i]``; ``advantages (N,)``, ``log_prob (N, W)``."""
+        """Step ``steps[i]`` of image ``images[i]``; ``advantages (N,)``."""
         rows, columns = torch.as_tensor(images), torch.as_tensor(steps)
-        known = self.log_prob if log_prob is None else log_prob
         return TransitionBatch(
             x_t=self.x_t[rows, columns],
             x_next=self.x_next[rows, columns],
             sigma=self.sigma[rows, columns],
             sigma_next=self.sigma_next[rows, columns],
             cond=self.cond.select(rows),
-            old_log_prob=known[rows, columns],
+            old_log_prob=self.log_prob[rows, columns],
             advantages=advantages[rows],
+            old_mean=self.mean[rows, columns],
         )
 
 
@@ -88,16 +86,21 @@ def draw_rollout(
     config: RolloutConfig,
     seed: int,
     iteration: int,
+    stochastic: bool = True,
 ) -> Rollout:
     """Draw all images of ``groups``; every group has the same size.
 
     The sampler is the Euler ODE except in a window of ``config.window`` stochastic steps, which
-    all groups of an iteration share (MixGRPO, arXiv 2507.21802). Noise and window follow from the
-    seed, the iteration and the samples' names alone.
+    all groups of an iteration share (MixGRPO, arXiv 2507.21802): a window of a sample's own would
+    compare images of unequal noise. Noise and window follow from the seed, the iteration and the
+    samples' names alone.
+
+    Args:
+        stochastic: False draws by the ODE alone: the rollout then has no steps to train.
     """
     per_batch = max(1, config.batch_size // groups[0].size)
     first = window_start(config, seed, iteration)
-    window = range(first, first + config.window)
+    window = range(first, first + config.window if stochastic else first)
     parts = [
         _draw(policy, features, groups[start : start + per_batch], config, seed, window)
         for start in range(0, len(groups), per_batch)
@@ -105,16 +108,21 @@ def draw_rollout(
     conds, trajectories = zip(*parts, strict=True)
     sigma, sigma_next = trajectories[0].sigma, trajectories[0].sigma_next
     num_images = sum(group.size for group in groups)
+
+    def by_image(name: str) -> Tensor:
+        return torch.cat([getattr(part, name).transpose(0, 1) for part in trajectories])
+
     return Rollout(
         groups=list(groups),
         sample_ids=[i for group in groups for i in group.sample_ids()],
         latents=torch.cat([part.latents for part in trajectories]),
         cond=Conditioning.cat(conds),
-        x_t=torch.cat([part.x_t.transpose(0, 1) for part in trajectories]),
-        x_next=torch.cat([part.x_next.transpose(0, 1) for part in trajectories]),
+        x_t=by_image("x_t"),
+        x_next=by_image("x_next"),
         sigma=sigma.expand(num_images, -1),
         sigma_next=sigma_next.expand(num_images, -1),
-        log_prob=torch.cat([part.log_prob.T for part in trajectories]),
+        log_prob=by_image("log_prob"),
+        mean=by_image("mean"),
     )
 
 
@@ -132,6 +140,18 @@ def _draw(
     if config.guidance_scale > 1:
         negative = features.conditioning([EMPTY_PROMPT] * len(ids))
     shape = policy.adapter.latent_shape(config.height, config.width)
+    noise = seeded_noise_batch(seed, ids, [0] * len(ids), shape).to(features.device)
+    if not window:
+        latents = sample(
+            policy.adapter,
+            policy.transformer,
+            cond,
+            noise,
+            config.num_steps,
+            config.guidance_scale,
+            negative,
+        )
+        return cond, _without_steps(latents.float())
     step_noise = torch.stack(
         [seeded_noise_batch(seed, [f"sde/{i}" for i in ids], [s] * len(ids), shape) for s in window]
     )
@@ -139,19 +159,28 @@ def _draw(
         policy.adapter,
         policy.transformer,
         cond,
-        seeded_noise_batch(seed, ids, [0] * len(ids), shape).to(features.device),
+        noise,
         config.num_steps,
         noise_level=config.noise_level,
         sde_steps=window,
         step_noise=step_noise.to(features.device),
         guidance_scale=config.guidance_scale,
         negative=negative,
+        sde=config.sde,
     )
     return cond, trajectory
 
 
+def _without_steps(latents: Tensor) -> Trajectory:
+    states, levels = latents.new_zeros(0, *latents.shape), latents.new_zeros(0)
+    log_prob = latents.new_zeros(0, len(latents), dtype=torch.float64)
+    return Trajectory(latents, states, states, levels, levels, log_prob, states)
+
+
 def window_start(config: RolloutConfig, seed: int, iteration: int) -> int:
-    """First stochastic step of an iteration's rollout."""
+    """First stochastic step of an iteration's rollout (from 1)."""
     first, end = config.window_bounds
     choices = end - first - config.window + 1
+    if config.window_order == "progressive":
+        return first + (iteration - 1) // config.window_rollouts % choices
     return first + int(seeded_uniform(seed, "window", iteration).item() * choices)

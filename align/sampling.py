@@ -87,6 +87,8 @@ class Trajectory:
     log_prob: Tensor
     """``(S, B)`` float64, nats: of the steps under the velocities that drew them, guidance
     included."""
+    mean: Tensor
+    """``(S, B, C, h, w)`` float32: of the Gaussians that the steps were drawn from."""
 
 
 @torch.no_grad()
@@ -102,8 +104,9 @@ def sample_sde(
     step_noise: Tensor,
     guidance_scale: float = 1.0,
     negative: Conditioning | None = None,
+    sde: str = "flow",
 ) -> Trajectory:
-    """Draw with Flow-SDE on the steps ``sde_steps`` (numbers from 0) and the ODE on the others.
+    """Draw with an SDE on the steps ``sde_steps`` (numbers from 0) and the ODE on the others.
 
     Latents stay in float32 between steps, so that a replay of a recorded step meets the very
     numbers that were drawn.
@@ -113,6 +116,7 @@ def sample_sde(
         noise_level: ``a`` of `sde.sde_step`.
         sde_steps: Ascending, without repeats; the whole batch shares them.
         step_noise: Standard normal ``(S, B, C, h, w)``, one for each of ``sde_steps``.
+        sde: Of `sde.SDE_KINDS`.
     """
     if (
         sorted({*sde_steps}) != [*sde_steps]
@@ -139,11 +143,11 @@ def sample_sde(
         if step not in sde_steps:
             x_t = x_t + (sigma_next - sigma) * velocity.float()
             continue
-        mean, std = sde_step(x_t, velocity, sigma_b, sigma_next_b, noise_level)
+        mean, std = sde_step(x_t, velocity, sigma_b, sigma_next_b, noise_level, sde)
         z = step_noise[len(recorded)].to(mean)
         x_next = mean + per_sample(std, mean) * z
         log_prob = gaussian_log_prob(x_next, mean, std)
-        recorded.append((x_t, x_next, sigma, sigma_next, log_prob))
+        recorded.append((x_t, x_next, sigma, sigma_next, log_prob, mean))
         x_t = x_next
     states = [torch.stack(column) for column in zip(*recorded, strict=True)]
     return Trajectory(x_t, *states)

@@ -1,15 +1,29 @@
-"""Flow-SDE: the stochastic sampler of Flow-GRPO (arXiv 2505.05470), without a model.
+"""Stochastic samplers whose steps are Gaussian, so that a trajectory has a likelihood.
 
-The Euler ODE becomes a Gaussian step with the same marginals, so that a trajectory has a
-likelihood. With ``dt = sigma_next - sigma < 0`` and ``s = noise_level sqrt(sigma / (1 - sigma))``::
+With ``dt = sigma_next - sigma < 0``, ``x_0 = x - sigma v`` and ``noise = x + (1 - sigma) v`` as the
+velocity has them, a step draws ``x' = mean + std z``, ``z ~ N(0, I)``. Of an SDE with the flow's
+marginals (Flow-GRPO, arXiv 2505.05470; DanceGRPO, arXiv 2505.07818)::
 
     mean = x (1 + s^2 / (2 sigma) dt) + v (1 + s^2 (1 - sigma) / (2 sigma)) dt
     std  = s sqrt(-dt)
-    x'   = mean + std z,   z ~ N(0, I)
+
+    flow:   s = noise_level sqrt(sigma / (1 - sigma))
+    dance:  s = noise_level
+
+and of coefficient-preserving sampling (Flow-CPS, arXiv 2509.05952), which trades a part of the
+noise for fresh noise and so leaves no more of it in the latents than ``sigma_next`` says::
+
+    cps:    std  = sigma_next sin(noise_level pi / 2)
+            mean = (1 - sigma_next) x_0 + sqrt(sigma_next^2 - std^2) noise
+
+The first two keep the marginals as the steps become short; cps keeps them in steps of any length
+where ``x_0`` and ``noise`` are exact. Its last step, to sigma 0, draws nothing and has no
+likelihood.
 
 Log-probabilities and KL are in nats, **summed** over the latent: the true quantities, which other
-trainers divide by the number of elements. Sums run in float64, or the difference of two of them
-would be lost in rounding (a 1024 x 1024 image has 262,144 elements).
+trainers divide by the number of elements (and for cps also multiply by ``2 std^2``). Sums run in
+float64, or the difference of two of them would be lost in rounding (a 1024 x 1024 image has 262,144
+elements).
 """
 
 from __future__ import annotations
@@ -19,11 +33,18 @@ import math
 import torch
 from torch import Tensor
 
-from align.mmdit.flow import per_sample
+from align.mmdit.flow import per_sample, predict_noise, predict_x0
+
+SDE_KINDS = ("flow", "cps", "dance")
 
 
 def sde_step(
-    x_t: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float
+    x_t: Tensor,
+    velocity: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    noise_level: float,
+    kind: str = "flow",
 ) -> tuple[Tensor, Tensor]:
     """``(mean, std)`` of the next latents.
 
@@ -32,20 +53,40 @@ def sde_step(
         velocity: ``(B, C, H, W)``.
         sigma: ``(B,)``, current; at 1 the divisor ``1 - sigma`` is taken at ``sigma_next``.
         sigma_next: ``(B,)``, below ``sigma``.
-        noise_level: ``a`` of the paper; 0 is the ODE (and has no log-probability).
+        noise_level: ``a`` of the paper; 0 is the ODE (and has no log-probability). For cps in
+            [0, 1].
+        kind: of `SDE_KINDS`.
 
     Returns:
         ``mean (B, C, H, W)`` and ``std (B,)``, float32.
     """
+    if kind not in SDE_KINDS:
+        raise ValueError(f"kind is {kind!r}; choices: {', '.join(SDE_KINDS)}")
     sigma, sigma_next = sigma.to(x_t.device).float(), sigma_next.to(x_t.device).float()
+    x_t, velocity = x_t.float(), velocity.float()
+    if kind == "cps":
+        return _cps_step(x_t, velocity, sigma, sigma_next, noise_level)
     dt = sigma_next - sigma
-    divisor = 1 - torch.where(sigma >= 1, sigma_next, sigma)
-    s_squared = noise_level**2 * sigma / divisor
+    if kind == "flow":
+        divisor = 1 - torch.where(sigma >= 1, sigma_next, sigma)
+        s_squared = noise_level**2 * sigma / divisor
+    else:
+        s_squared = torch.full_like(sigma, noise_level**2)
     x_factor = 1 + s_squared / (2 * sigma) * dt
     v_factor = (1 + s_squared * (1 - sigma) / (2 * sigma)) * dt
-    x_t, velocity = x_t.float(), velocity.float()
     mean = per_sample(x_factor, x_t) * x_t + per_sample(v_factor, x_t) * velocity
     return mean, torch.sqrt(s_squared * -dt)
+
+
+def _cps_step(
+    x_t: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float
+) -> tuple[Tensor, Tensor]:
+    if not 0 <= noise_level <= 1:
+        raise ValueError(f"noise_level is {noise_level}; for cps it must lie in [0, 1]")
+    std = sigma_next * math.sin(noise_level * math.pi / 2)
+    kept = sigma_next * math.cos(noise_level * math.pi / 2)
+    x_0, noise = predict_x0(x_t, velocity, sigma), predict_noise(x_t, velocity, sigma)
+    return per_sample(1 - sigma_next, x_t) * x_0 + per_sample(kept, x_t) * noise, std
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

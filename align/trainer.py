@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -32,6 +32,16 @@ __all__ = ["Patience", "Trainer"]
 logger = logging.getLogger(__name__)
 
 StepFn = Callable[[int], dict[str, float]]
+
+
+class Stateful(Protocol):
+    """Numbers that a step leaves to the next one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -142,6 +152,7 @@ class Trainer:
         validate: Callable[[], dict[str, float]] | None = None,
         validate_every: int = 0,
         patience: Patience | None = None,
+        state: Stateful | None = None,
     ) -> RunResult:
         """Step until ``max_steps`` or until patience ends, then export.
 
@@ -150,10 +161,11 @@ class Trainer:
             validate: measures the model, which has the average's weights meanwhile; returns
                 metrics, ``validation/loss`` among them.
             validate_every: steps between measurements; the first is before training.
+            state: what the step function keeps between steps; it becomes part of the checkpoint.
         """
         config, engine = self.config, self.engine
         patience = patience or Patience()
-        step = self._resume(patience)
+        step = self._resume(patience, state)
         log = MetricsLog(
             self.run.path,
             engine.accelerator,
@@ -182,7 +194,7 @@ class Trainer:
                     metrics |= measured()
                 log.log(step, metrics)
                 if config.save_every and step % config.save_every == 0:
-                    self._save(step, patience)
+                    self._save(step, patience, state)
             self._export(step)
         finally:
             log.close()
@@ -190,7 +202,7 @@ class Trainer:
 
     # Checkpoints ----------------------------------------------------------------------------------
 
-    def _resume(self, patience: Patience) -> int:
+    def _resume(self, patience: Patience, kept: Stateful | None) -> int:
         """Take up the newest checkpoint; returns its step, 0 without one."""
         latest = self.run.checkpoints.latest()
         self.engine.barrier()
@@ -214,9 +226,11 @@ class Trainer:
         self.engine.load(folder)
         for name, value in state["patience"].items():
             setattr(patience, name, value)
+        if kept is not None:
+            kept.load_state_dict(state["objective"])
         return step
 
-    def _save(self, step: int, patience: Patience) -> None:
+    def _save(self, step: int, patience: Patience, kept: Stateful | None) -> None:
         target = self.run.checkpoints.path(step)
         with self._writing(target) as folder:
             self.engine.save(folder)
@@ -226,6 +240,7 @@ class Trainer:
                     "backend": self.engine.backend,
                     "threads": torch.get_num_threads(),
                     "patience": asdict(patience),
+                    "objective": None if kept is None else kept.state_dict(),
                 }
                 (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         if self.engine.is_main:

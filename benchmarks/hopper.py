@@ -2,7 +2,7 @@
 
     python -m benchmarks.hopper                       all parts, each within 8 minutes
     python -m benchmarks.hopper pair memory           some of them
-    python -m benchmarks.hopper --toy --device cpu    every line on a CPU; the figures mean nothing
+    python -m benchmarks.hopper --toy --device cpu    a CPU, TRITON_INTERPRET=1; means nothing
 
 Needs torch, diffusers, peft, accelerate and this package; no hub and no data. A part first shows
 that its variants compute what float32 does, then times them, and writes ``OUT/PART.json`` after
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -314,12 +315,53 @@ def part_mixed(bench: Bench, results: Results) -> None:
     results.fact("lengths", lengths)
 
 
+def part_kernels(bench: Bench, results: Results) -> None:
+    """Bytes a second of the fused kernels, each of them read and written once, and their twins'."""
+    from align.mmdit.kernels import load_kernels
+
+    sizes = bench.sizes
+    tokens, width = (sizes.large // 16) ** 2, sizes.heads * sizes.head_dim
+    like: dict[str, Any] = {"device": bench.device, "dtype": torch.bfloat16}
+    x, update = (torch.randn(1, tokens, width, **like) for _ in range(2))
+    gate, shift, scale = (torch.randn(1, width, **like) for _ in range(3))
+    heads = (1, tokens, sizes.heads, sizes.head_dim)
+    text, image = torch.randn(1, sizes.text, *heads[2:], **like), torch.randn(heads, **like)
+    weight = torch.randn(sizes.head_dim, **like)
+    table = torch.rand(tokens + sizes.text, sizes.head_dim // 2, 2, device=bench.device)
+    seconds: dict[str, list[float]] = {}
+    outputs = {}
+    for name in ("fused", "joint"):
+        kernels = load_kernels(name)  # type: ignore[arg-type]
+        functions = [kernels.add_norm_modulate, kernels.qk_norm_rope]
+        if name == "joint" and bench.compile:
+            functions = [torch.compile(f) for f in functions]
+        norm, rope = functions
+
+        def both(norm: Any = norm, rope: Any = rope) -> tuple[Tensor, ...]:
+            joint = rope(
+                text, image, weight, weight, table[: sizes.text], table[sizes.text :], 1e-6
+            )
+            return (*norm(x, update, gate, shift, scale, 1e-6), joint)
+
+        outputs[name] = both()
+        seconds[name] = bench.seconds(both)
+    for found, twin in zip(outputs["fused"], outputs["joint"], strict=True):
+        torch.testing.assert_close(found, twin, atol=0.06, rtol=0.02)  # two roundings of bfloat16
+    moved = 4 * x.nbytes + 2 * (text.nbytes + image.nbytes) + table.nbytes
+    ceiling = bench.ceilings["copy_bytes_per_s"]
+    results.bar(
+        "kernel_bandwidth_share", bytes=moved, seconds=seconds["fused"], copy_bytes_per_s=ceiling
+    )
+    results.fact("twin_seconds", {"compiled": bench.compile, "seconds": seconds["joint"]})
+
+
 PARTS: dict[str, Callable[[Bench, Results], None]] = {
     "pair": part_pair,
     "memory": part_memory,
     "rollout": part_rollout,
     "grpo": part_grpo,
     "mixed": part_mixed,
+    "kernels": part_kernels,
 }
 
 

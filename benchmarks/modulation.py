@@ -65,7 +65,7 @@ def _step(rank: int, is_split: bool) -> tuple[int, float, dict[str, Tensor]]:
         velocity = bench.adapter().velocity(model, latents, torch.tensor([0.3 + 0.4 * rank]), cond)
         loss = velocity.square().mean()
         loss.backward()
-    return traffic.bytes, float(loss), _whole_gradients(model)
+    return traffic.bytes, loss.item(), _whole_gradients(model)
 
 
 def _whole_gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from annotate.records import Snapshot, Split
 from rewards.folder import REPORT_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, file_sha256, read_json
 from rewards.judgements import CandidateSet, candidate_sets
+from rewards.metrics import brier_score, calibration
+from rewards.slices import ranking_quality, slice_accuracy
 from rewards.splits import LeakError, check_disjoint, prompt_digest
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ __all__ = [
     "build_report",
     "cluster_bootstrap",
     "evaluate_model",
-    "expected_calibration_error",
     "fit_temperature",
     "negative_log_likelihood",
     "read_report",
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 NUM_DRAWS = 2000
-NUM_BINS = 15
 
 Scores = Mapping[str, Mapping[str, float]]
 """candidate id -> question -> score"""
@@ -157,26 +157,20 @@ def fit_temperature(margins: NDArray[np.float64]) -> float:
     return float(2 / (low + high))
 
 
-def expected_calibration_error(
-    margins: NDArray[np.float64], temperature: float = 1.0, num_bins: int = NUM_BINS
-) -> float:
-    """Mean gap between confidence max(p, 1 - p) and accuracy, over bins of equal mass."""
-    order = np.argsort(np.abs(margins), kind="stable")
-    confidence = 1.0 / (1.0 + np.exp(-np.abs(margins[order]) / temperature))
-    correct = 0.5 + 0.5 * np.sign(margins[order])
-    bins = np.array_split(np.arange(len(margins)), min(num_bins, len(margins)))
-    gaps = [abs(confidence[bin].mean() - correct[bin].mean()) * len(bin) for bin in bins]
-    return float(sum(gaps) / len(margins))
-
-
 def build_report(
-    sets: Sequence[CandidateSet], scores: Scores, criteria: Sequence[str], seed: int = 0
+    sets: Sequence[CandidateSet],
+    scores: Scores,
+    criteria: Sequence[str],
+    seed: int = 0,
+    snapshot: Snapshot | None = None,
 ) -> dict[str, Any]:
     """Held-out accuracy with its interval, the designers' ceiling and the calibration.
 
     ``accuracy`` and its interval are the mean over ``criteria`` of the pairwise accuracy;
     ``ceiling`` is that of one designer's picks against another's on the same task, and
-    ``accuracy_on_ceiling_pairs`` the model's on exactly those pairs.
+    ``accuracy_on_ceiling_pairs`` the model's on exactly those pairs. ``ece`` is to be held against
+    ``ece_expected``, what a perfectly calibrated model would show on as many pairs. The snapshot
+    adds the slice of pairs drawn by one model and by two.
 
     Raises:
         ValueError: no held-out pick asks for any of the criteria.
@@ -190,7 +184,10 @@ def build_report(
         )
     questions = list(dict.fromkeys([*asked, *sorted({pair.question for pair in pairs})]))
     details = {
-        name: _measure([pair for pair in pairs if pair.question == name], seed)
+        name: {
+            **_measure([pair for pair in pairs if pair.question == name], seed),
+            **ranking_quality(sets, scores, name),
+        }
         for name in questions
     }
     summary = _measure([pair for pair in pairs if pair.question in asked], seed)
@@ -200,7 +197,11 @@ def build_report(
         "ci_high": summary["ci_high"],
         "ceiling": summary["ceiling"],
         "accuracy_on_ceiling_pairs": summary["accuracy_on_ceiling_pairs"],
+        "ece": summary["ece"],
+        "ece_expected": summary["ece_expected"],
+        "reliability": summary["reliability"],
         "criteria": details,
+        "slices": slice_accuracy([p for p in pairs if p.question in asked], sets, snapshot),
         "missing_criteria": [name for name in criteria if name not in asked],
         "head_correlation": _head_correlation(sets, scores, asked),
         "num_prompts": len({candidates.prompt.id for candidates in sets}),
@@ -227,6 +228,7 @@ def _measure(pairs: Sequence[ScoredPair], seed: int) -> dict[str, Any]:
             prompts, groups, [pair.agreement for pair, _ in shared], seed
         )
     margins = np.array([pair.margin for pair in pairs])
+    found = calibration(margins)
     return {
         "accuracy": accuracy,
         "ci_low": low,
@@ -234,7 +236,11 @@ def _measure(pairs: Sequence[ScoredPair], seed: int) -> dict[str, Any]:
         "ceiling": ceiling,
         "accuracy_on_ceiling_pairs": model_on_shared,
         "nll": negative_log_likelihood(margins),
-        "ece": expected_calibration_error(margins),
+        "brier": brier_score(margins),
+        "ece": found.ece,
+        "ece_expected": found.expected,
+        "ece_high": found.high,
+        "reliability": [list(bin) for bin in found.bins],
         "num_pairs": len(pairs),
     }
 
@@ -292,7 +298,7 @@ def evaluate_model(
     bank = extract_features(snapshot, own_prompts(sets), scorer.encoder, cache)
     scores = scorer.score_candidates(own_features(sets, bank))
     return {
-        **build_report(sets, scores, scorer.model.config.criteria),
+        **build_report(sets, scores, scorer.model.config.criteria, snapshot=snapshot),
         "held_out": split.value,
         "snapshot_digest": snapshot.digest,
         "base_sha256": scorer.encoder.identity["base_sha256"],

@@ -5,11 +5,25 @@ Shapes: ``B`` comparisons of up to ``K`` candidates; ``mask`` (B, K) is true whe
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["all_equal", "best_then_worst", "bradley_terry", "centring"]
+__all__ = [
+    "all_bad",
+    "all_equal",
+    "best_then_worst",
+    "bradley_terry",
+    "centring",
+    "gaussian_bradley_terry",
+    "mean_by_criterion",
+    "plackett_luce",
+    "rao_kupper",
+    "weighted_mean",
+]
 
 _EXCLUDED = float("-inf")
 
@@ -22,6 +36,78 @@ def bradley_terry(margin: Tensor, target: Tensor | float = 1.0) -> Tensor:
         target: y, the share of votes for the chosen: 3 votes against 2 are 0.6, never 1.
     """
     return -target * F.logsigmoid(margin) - (1.0 - target) * F.logsigmoid(-margin)
+
+
+def rao_kupper(margin: Tensor, log_odds: Tensor | float, shares: Tensor) -> Tensor:
+    """The likelihood of win, loss and tie (Rao & Kupper 1967), in nats, margin's shape.
+
+    P(win) = s(d - k), P(loss) = s(-d - k), P(tie) = (e^2k - 1) s(d - k) s(-d - k), which sum to 1.
+    Without ties seen, k falls to 0 and this is Bradley-Terry's.
+
+    Args:
+        margin: d, any shape.
+        log_odds: k > 0, how far apart two must be before one wins against the other at even odds;
+            learned, one for each criterion, e.g. as the softplus of a parameter.
+        shares: margin's shape + (3,), the votes' shares of win, loss and tie.
+    """
+    k = torch.as_tensor(log_odds, dtype=margin.dtype, device=margin.device)
+    win, loss = F.logsigmoid(margin - k), F.logsigmoid(-margin - k)
+    # log(e^2k - 1), without overflow for a large k nor cancellation for a small one.
+    tie = win + loss + 2 * k + torch.log(-torch.expm1(-2 * k))
+    return -(shares * torch.stack([win, loss, tie], dim=-1)).sum(dim=-1)
+
+
+def gaussian_bradley_terry(
+    margin: Tensor, variance: Tensor, target: Tensor | float = 1.0, num_nodes: int = 20
+) -> Tensor:
+    """Bradley-Terry where both scores are normal: -log E s(z), z ~ N(d, v), in nats.
+
+    By Gauss-Hermite quadrature with ``num_nodes`` points: deterministic, and near enough to exact
+    for v up to about 9. The expectation stands inside the logarithm, as the probability of what was
+    seen. Outside it (as in HPSv3, arXiv 2508.03789) any variance would only ever cost, since log s
+    is concave, and a model could never gain by doubting a comparison that it has wrong.
+
+    Args:
+        margin: d, mean score of the chosen minus that of the rejected, any shape.
+        variance: v >= 0, the sum of both scores' variances, same shape.
+        target: share of votes for the chosen.
+    """
+    # Nodes and weights for the weight exp(-x^2 / 2), normalised to those of N(0, 1).
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+    x = torch.as_tensor(nodes, dtype=margin.dtype, device=margin.device)
+    w = torch.as_tensor(weights, dtype=margin.dtype, device=margin.device)
+    log_w = torch.log(w) - 0.5 * math.log(2 * math.pi)
+    # Where v is 0 the root has no gradient: there nothing is spread, and nothing is to be learned.
+    spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()[..., None] * x
+    win = torch.logsumexp(log_w + F.logsigmoid(margin[..., None] + spread), dim=-1)
+    loss = torch.logsumexp(log_w + F.logsigmoid(-margin[..., None] - spread), dim=-1)
+    return -target * win - (1.0 - target) * loss
+
+
+def plackett_luce(scores: Tensor, mask: Tensor, ranking: Tensor) -> Tensor:
+    """Plackett-Luce likelihood of a ranking, best first, in nats (Luce 1959, Plackett 1975).
+
+    The best is chosen among all by softmax(r), the next among the rest, and so on. A ranking of the
+    first few says nothing about the order of the others.
+
+    Args:
+        scores: r, (B, K).
+        mask: (B, K), true where there is a candidate.
+        ranking: (B, R) positions, R <= K; -1 where a ranking is shorter.
+    Returns:
+        (B,)
+    """
+    left = mask
+    total = scores.new_zeros(len(scores))
+    for place in range(ranking.shape[1]):
+        position = ranking[:, place]
+        ranked = position >= 0
+        index = position.clamp_min(0)
+        # Rows that have ended take part with every candidate, so that nothing is infinite.
+        among = torch.where(ranked[:, None], left, mask)
+        total = total - torch.where(ranked, _pick(scores.masked_fill(~among, _EXCLUDED), index), 0)
+        left = left & ~(F.one_hot(index, scores.shape[1]).bool() & ranked[:, None])
+    return total
 
 
 def best_then_worst(scores: Tensor, mask: Tensor, best: Tensor, worst: Tensor) -> Tensor:
@@ -55,6 +141,48 @@ def all_equal(scores: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum(dim=1)
     mean_log_p = log_p.masked_fill(~mask, 0.0).sum(dim=1) / count
     return -mean_log_p - count.to(scores.dtype).log()
+
+
+def all_bad(scores: Tensor, mask: Tensor, anchor: Tensor) -> Tensor:
+    """Every candidate of an "all bad" stands below an anchor: mean of -log s(a - r), in nats; (B,).
+
+    Such a pick orders nothing within its task. It says something across the tasks of its prompt:
+    what was picked elsewhere is better than all of these.
+
+    Args:
+        anchor: a, (B,): the mean score of what was picked in the prompt's other tasks, or 0, the
+            zero that `centring` pins, where there is none.
+    """
+    each = -F.logsigmoid(anchor[:, None] - scores)
+    return each.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Mean by weight, e.g. the reliability of whoever judged; scalar.
+
+    Raises:
+        ValueError: a weight is negative, or none is positive.
+    """
+    if not bool((weights >= 0).all()) or not bool((weights > 0).any()):
+        raise ValueError(f"weights must be at least 0 and one above it, got {weights.tolist()}")
+    return (losses * weights).sum() / weights.sum()
+
+
+def mean_by_criterion(losses: Tensor, asked: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the criteria of each one's mean loss; scalar.
+
+    A criterion that few picks ask for counts as much as one that all ask for, and one that none
+    asks for does not count.
+
+    Args:
+        losses: (B, C), a column per criterion.
+        asked: (B, C), true where that comparison says something on that criterion.
+        weights: (C,), >= 0.
+    """
+    count = asked.sum(dim=0)
+    means = losses.masked_fill(~asked, 0.0).sum(dim=0) / count.clamp_min(1)
+    present = weights * (count > 0)
+    return (present * means).sum() / present.sum().clamp_min(torch.finfo(losses.dtype).tiny)
 
 
 def centring(scores: Tensor, mask: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from align.config import ResolutionConfig
 
-__all__ = ["ImageFile", "load_images"]
+__all__ = ["ImageFile", "MarkedRegion", "load_images"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,20 @@ class ImageFile:
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no image at {self.path}") from None
 
+    def size(self) -> tuple[int, int]:
+        """``(height, width)`` from the file's header, as `load` would turn it upright.
+
+        Raises:
+            ValueError: the file is not an image; names it.
+        """
+        try:
+            with Image.open(self.path) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"the image {self.path} cannot be read: {error}") from error
+        return (width, height) if turned else (height, width)
+
     def load(self, resolution: ResolutionConfig) -> Tensor:
         """``(3, H, W)`` float32 in [-1, 1].
 
@@ -43,12 +57,43 @@ class ImageFile:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow reports a damaged PNG chunk as SyntaxError.
             raise ValueError(f"the image {self.path} cannot be read: {error}") from error
-        if resolution.height is not None and resolution.width is not None:
-            size = (resolution.width, resolution.height)
-            if pixels.size != size:
-                pixels = ImageOps.fit(pixels, size, Image.Resampling.LANCZOS)
-        array = np.asarray(pixels, dtype=np.float32) / 127.5 - 1
-        return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+        return _to_tensor(pixels, resolution)
+
+
+@dataclass(frozen=True)
+class MarkedRegion:
+    """Rectangles of an image of ``size (height, width)``, as a greyscale image that is white
+    there."""
+
+    size: tuple[int, int]
+    rectangles: tuple[tuple[int, int, int, int], ...]
+    """Left, upper, width, height, in pixels."""
+
+    @property
+    def path(self) -> str:
+        """Names it in messages."""
+        return f"marked by {self.rectangles}"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(repr((self.size, self.rectangles)).encode()).hexdigest()
+
+    def load(self, resolution: ResolutionConfig) -> Tensor:
+        """``(3, H, W)`` in [-1, 1], scaled and cut as `ImageFile.load` does the image."""
+        height, width = self.size
+        image = Image.new("RGB", (width, height))
+        for left, upper, w, h in self.rectangles:
+            image.paste((255, 255, 255), (left, upper, left + w, upper + h))
+        return _to_tensor(image, resolution)
+
+
+def _to_tensor(pixels: Image.Image, resolution: ResolutionConfig) -> Tensor:
+    if resolution.height is not None and resolution.width is not None:
+        size = (resolution.width, resolution.height)
+        if pixels.size != size:
+            pixels = ImageOps.fit(pixels, size, Image.Resampling.LANCZOS)
+    array = np.asarray(pixels, dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def load_images(files: list[ImageFile], resolution: ResolutionConfig) -> Tensor:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.config import JsonlPairsConfig, PairsConfig, SFTDataConfig, SnapshotPairsConfig
-from align.data.images import ImageFile
-from annotate.records import Prompt, Split, load_snapshot
+from align.config import SFTDataConfig
+from align.data.images import ImageFile, MarkedRegion
+from annotate.records import Prompt, Split
 
 __all__ = [
     "CaptionedImage",
+    "ImageList",
     "ImagePair",
+    "Row",
     "Rows",
+    "digest",
     "iterate_prompts",
     "read_captioned_images",
-    "read_pairs",
+    "read_jsonl",
+    "sample_id",
+    "split_rows",
 ]
 
 R = TypeVar("R", bound=BaseModel)
@@ -46,6 +51,37 @@ class ImagePair:
     chosen: ImageFile
     rejected: ImageFile
     weight: float = 1.0
+    annotator: str = ""
+    label_smoothing: float | None = None
+    """Chance that the pair is the wrong way round; None: as the objective has it."""
+    is_tie: bool = False
+    """Neither was preferred: which is called chosen means nothing."""
+    region: ImageFile | MarkedRegion | None = None
+    """Greyscale: where the images are compared, white counts in full; None: everywhere."""
+    noise_keys: tuple[str, str] | None = None
+    """``seed/name/draw`` of the noises that chosen and rejected were generated from."""
+
+    @property
+    def images(self) -> tuple[ImageFile, ImageFile]:
+        return self.chosen, self.rejected
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """One sample of Plackett-Luce, or a single image with a thumb."""
+
+    id: str
+    prompt: str
+    images: tuple[ImageFile, ...]
+    """The best first, the worst last."""
+    weight: float = 1.0
+    annotator: str = ""
+    is_complete: bool = False
+    """The whole order is known, not its ends alone."""
+    is_equal: bool = False
+    """No image was preferred."""
+    is_desirable: bool = True
+    """Of a single image: a thumb up."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +91,11 @@ class Rows(Generic[S]):
     train: list[S]
     validation: list[S]
     source: dict[str, Any]
+    annotators: list[S] = field(default_factory=list)
+    """Samples of the held-out annotators, on the prompts to train on."""
 
 
-class _Row(BaseModel):
+class Row(BaseModel):
     """A line of a file written by others: keys that are not ours are let through."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -66,15 +104,18 @@ class _Row(BaseModel):
     split: Split | None = None
 
 
-class _ImageRow(_Row):
+class _ImageRow(Row):
     image: str
     score: float | None = None
+    style: str | None = None
+    layout: str | None = None
+    colour: str | None = None
 
-
-class _PairRow(_Row):
-    chosen: str
-    rejected: str
-    weight: float = Field(default=1.0, gt=0)
+    @property
+    def instruction(self) -> str:
+        """The prompt with its instructions, in this order, a line each."""
+        extra = (("Style", self.style), ("Layout", self.layout), ("Colour", self.colour))
+        return "\n".join([self.prompt, *(f"{name}: {text}" for name, text in extra if text)])
 
 
 def read_captioned_images(config: SFTDataConfig, fraction: float) -> Rows[CaptionedImage]:
@@ -87,7 +128,7 @@ def read_captioned_images(config: SFTDataConfig, fraction: float) -> Rows[Captio
         FileNotFoundError: there is no file.
         ValueError: a line is not such a row, or no row is left; names file and line.
     """
-    rows = list(_read_jsonl(config.path, _ImageRow))
+    rows = list(read_jsonl(config.path, _ImageRow))
     good = [
         row
         for row in rows
@@ -100,62 +141,10 @@ def read_captioned_images(config: SFTDataConfig, fraction: float) -> Rows[Captio
 
     def sample(row: _ImageRow) -> CaptionedImage:
         image = ImageFile(folder / row.image)
-        return CaptionedImage(_sample_id(row.prompt, image.sha256), row.prompt, image)
+        prompt = row.instruction
+        return CaptionedImage(sample_id(prompt, image.sha256), prompt, image)
 
-    return _split(good, sample, fraction, {"path": str(config.path), **_digest(config.path)})
-
-
-def read_pairs(config: PairsConfig, fraction: float) -> Rows[ImagePair]:
-    """Pairs of images from a snapshot or from a JSONL file.
-
-    Raises:
-        FileNotFoundError: the file or folder, or one of the images, is missing.
-        ValueError: a line is not as it should be, or there is no pair; names the file.
-    """
-    if isinstance(config, SnapshotPairsConfig):
-        return _read_snapshot_pairs(config)
-    return _read_jsonl_pairs(config, fraction)
-
-
-def _read_jsonl_pairs(config: JsonlPairsConfig, fraction: float) -> Rows[ImagePair]:
-    rows = list(_read_jsonl(config.path, _PairRow))
-    if not rows:
-        raise ValueError(f"{config.path} has no pairs")
-    folder = config.path.parent
-
-    def sample(row: _PairRow) -> ImagePair:
-        chosen, rejected = ImageFile(folder / row.chosen), ImageFile(folder / row.rejected)
-        identity = _sample_id(row.prompt, chosen.sha256, rejected.sha256)
-        return ImagePair(identity, row.prompt, chosen, rejected, row.weight)
-
-    return _split(rows, sample, fraction, {"path": str(config.path), **_digest(config.path)})
-
-
-def _read_snapshot_pairs(config: SnapshotPairsConfig) -> Rows[ImagePair]:
-    snapshot = load_snapshot(config.path, images=config.images)
-
-    def pairs(splits: Iterable[Split]) -> list[ImagePair]:
-        return [
-            ImagePair(
-                f"{pair.pick_id}/{pair.chosen_id}/{pair.rejected_id}",
-                snapshot.prompt_of[pair.prompt_id].text,
-                ImageFile(snapshot.image_path(snapshot.candidate_of[pair.chosen_id])),
-                ImageFile(snapshot.image_path(snapshot.candidate_of[pair.rejected_id])),
-                pair.weight,
-            )
-            for split in splits
-            for question in config.questions
-            for pair in snapshot.pairs(config.policy, question, split)
-        ]
-
-    train = pairs(config.splits)
-    if not train:
-        raise ValueError(
-            f"the snapshot {config.path} has no win-and-lose pick for the questions "
-            f"{', '.join(config.questions)} in the splits {', '.join(config.splits)}"
-        )
-    held_out = [] if Split.VALIDATION in config.splits else pairs([Split.VALIDATION])
-    return Rows(train, held_out, {"path": str(config.path), "snapshot_digest": snapshot.digest})
+    return split_rows(good, sample, fraction, {"path": str(config.path), **digest(config.path)})
 
 
 def iterate_prompts(path: Path, splits: Sequence[Split] = tuple(Split)) -> Iterator[Prompt]:
@@ -171,7 +160,7 @@ def iterate_prompts(path: Path, splits: Sequence[Split] = tuple(Split)) -> Itera
     if not file.is_file():
         raise FileNotFoundError(f"there is no prompts file at {file}")
     seen: set[str] = set()
-    for prompt in _read_jsonl(file, Prompt) if file.suffix == ".jsonl" else _read_lines(file):
+    for prompt in read_jsonl(file, Prompt) if file.suffix == ".jsonl" else _read_lines(file):
         if prompt.id in seen:
             raise ValueError(f"{file}: the prompt id {prompt.id!r} stands twice")
         seen.add(prompt.id)
@@ -188,10 +177,10 @@ def _read_lines(path: Path) -> Iterator[Prompt]:
             text = line.strip()
             if text and text not in seen:
                 seen.add(text)
-                yield Prompt(id=_sample_id(text), text=text, lang="en" if text.isascii() else "zh")
+                yield Prompt(id=sample_id(text), text=text, lang="en" if text.isascii() else "zh")
 
 
-def _read_jsonl(path: Path, model: type[R]) -> Iterator[R]:
+def read_jsonl(path: Path, model: type[R]) -> Iterator[R]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file at {path}")
     with path.open("rb") as lines:
@@ -207,8 +196,8 @@ def _read_jsonl(path: Path, model: type[R]) -> Iterator[R]:
                 raise ValueError(f"{path}, line {number}: {fault}") from error
 
 
-def _split(
-    rows: Sequence[_Row], sample: Callable[[Any], S], fraction: float, source: dict[str, Any]
+def split_rows(
+    rows: Sequence[Row], sample: Callable[[Any], S], fraction: float, source: dict[str, Any]
 ) -> Rows[S]:
     """Rows that name a split follow it; of the other prompts a part, chosen by hash, is held out.
 
@@ -226,9 +215,9 @@ def _split(
     return Rows(parts[Split.TRAIN], parts[Split.VALIDATION], source)
 
 
-def _sample_id(*parts: str) -> str:
+def sample_id(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _digest(path: Path) -> dict[str, str]:
+def digest(path: Path) -> dict[str, str]:
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -25,18 +25,20 @@ from torch import Tensor, nn
 
 from align.mmdit.activations import Recompute, check_saved_ops, recomputing
 from align.mmdit.attention import AttentionDevice, OpRecorder, choose_attention, require_backend
+from align.mmdit.kernels import Kernels, load_kernels
 
-__all__ = ["BlockSettings", "RealRope", "has_joint_blocks", "install_blocks", "rotate", "unwrap"]
+__all__ = ["BlockSettings", "RealRope", "has_joint_blocks", "install_blocks", "unwrap"]
 
-BLOCKS = ("stock", "joint")
+BLOCKS = ("stock", "joint", "fused")
 
 
 @dataclass(frozen=True)
 class BlockSettings:
     """How the blocks of a transformer compute; the defaults are diffusers' own way."""
 
-    blocks: Literal["stock", "joint"] = "stock"
-    """``joint``: the forward pass of this module."""
+    blocks: Literal["stock", "joint", "fused"] = "stock"
+    """``joint``: the forward pass of this module. ``fused``: its elementwise work in the Triton
+    kernels of `align.mmdit.kernels`."""
     recompute: Recompute = "none"
     """What is computed again in the backward pass; see `align.mmdit.activations`."""
     compile: bool = False
@@ -79,10 +81,11 @@ def install_blocks(transformer: nn.Module, settings: BlockSettings) -> str:
     choice = choose_attention(AttentionDevice.here(next(model.parameters()).device))
     backend = settings.attention or choice.backend
     require_backend(backend, masked=False)
+    kernels = load_kernels(settings.blocks)
     if not isinstance(model.pos_embed, RealRope):
         model.pos_embed = RealRope(model.pos_embed)
     for block in model.transformer_blocks:
-        block.joint = _Joint(AttentionBackendName(backend), settings.recompute)
+        block.joint = _Joint(AttentionBackendName(backend), settings.recompute, kernels)
         block.forward = MethodType(_forward, block)
     if settings.recompute == "selective":
         check_saved_ops(_ops_of(model))
@@ -124,17 +127,6 @@ class RealRope(nn.Module):
         return torch.view_as_real(image), torch.view_as_real(text)
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring pairs of ``x (B, S, H, d)`` by the angles of ``table (S, d / 2, 2)``.
-
-    ``(a + ib)(cos + i sin)`` in float32, in the order of the stock complex product.
-    """
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table[:, None].unbind(-1)
-    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
-
-
 # The block ----------------------------------------------------------------------------------------
 
 
@@ -142,6 +134,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 class _Joint:
     backend: AttentionBackendName
     recompute: Recompute
+    kernels: Kernels
 
 
 def _forward(
@@ -186,21 +179,15 @@ def _joint_block(
         temb: ``(B, D)``.
         lengths: text tokens of each sample; None: L for each.
     """
-    image_1, image_2 = block.img_mod(temb).chunk(2, dim=-1)
-    text_1, text_2 = block.txt_mod(temb).chunk(2, dim=-1)
-    image_out, text_out = _attend(
-        block,
-        _modulate(block.img_norm1(image), image_1),
-        _modulate(block.txt_norm1(text), text_1, lengths),
-        image_table,
-        text_table,
-        lengths,
-    )
-    image = _add_gated(image, image_out, image_1)
-    text = _add_gated(text, text_out, text_1, lengths)
-    image_out = block.img_mlp(_modulate(block.img_norm2(image), image_2))
-    text_out = block.txt_mlp(_modulate(block.txt_norm2(text), text_2, lengths))
-    return _add_gated(text, text_out, text_2, lengths), _add_gated(image, image_out, image_2)
+    # Shift, scale and gate of the two halves of a block.
+    of_image, of_text = block.img_mod(temb).chunk(6, dim=-1), block.txt_mod(temb).chunk(6, dim=-1)
+    _, image_in = _norm(block, block.img_norm1, image, None, None, of_image[:2])
+    _, text_in = _norm(block, block.txt_norm1, text, None, None, of_text[:2], lengths)
+    image_out, text_out = _attend(block, image_in, text_in, image_table, text_table, lengths)
+    image, image_in = _norm(block, block.img_norm2, image, image_out, of_image[2], of_image[3:5])
+    text, text_in = _norm(block, block.txt_norm2, text, text_out, of_text[2], of_text[3:5], lengths)
+    image = _add_gated(image, block.img_mlp(image_in), of_image[5])
+    return _add_gated(text, block.txt_mlp(text_in), of_text[5], lengths), image
 
 
 def _attend(
@@ -212,52 +199,67 @@ def _attend(
     lengths: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
     """Joint attention in the order [text, image], and the two output layers."""
-    attn = block.attn
+    attn, joint = block.attn, block.joint
     shape = (-1, attn.inner_dim // attn.heads)
+    own_image = [layer(image).unflatten(-1, shape) for layer in (attn.to_q, attn.to_k, attn.to_v)]
+    own_text = [
+        layer(text).unflatten(-1, shape)
+        for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    ]
+    images, texts = [own_image], [own_text]
     if lengths is not None:
-        text_table = torch.cat([text_table[:length] for length in lengths])
-    image_qkv = (
-        rotate(attn.norm_q(attn.to_q(image).unflatten(-1, shape)), image_table),
-        rotate(attn.norm_k(attn.to_k(image).unflatten(-1, shape)), image_table),
-        attn.to_v(image).unflatten(-1, shape),
-    )
-    text_qkv = (
-        rotate(attn.norm_added_q(attn.add_q_proj(text).unflatten(-1, shape)), text_table),
-        rotate(attn.norm_added_k(attn.add_k_proj(text).unflatten(-1, shape)), text_table),
-        attn.add_v_proj(text).unflatten(-1, shape),
-    )
-    if lengths is None:
-        images, texts = [image_qkv], [text_qkv]
-    else:
-        images = list(zip(*(x.split(1) for x in image_qkv), strict=True))
-        texts = list(zip(*(x.split(list(lengths), dim=1) for x in text_qkv), strict=True))
+        images = list(zip(*(x.split(1) for x in own_image), strict=True))
+        texts = list(zip(*(x.split(list(lengths), dim=1) for x in own_text), strict=True))
+    norms = ((attn.norm_added_q, attn.norm_q), (attn.norm_added_k, attn.norm_k))
     parts = []
-    for own_image, own_text in zip(images, texts, strict=True):
-        query, key, value = (
-            torch.cat(pair, dim=1) for pair in zip(own_text, own_image, strict=True)
+    for (*image_qk, image_v), (*text_qk, text_v) in zip(images, texts, strict=True):
+        table = text_table[: text_v.shape[1]]
+        query, key = (
+            joint.kernels.qk_norm_rope(
+                own, other, text_norm.weight, norm.weight, table, image_table, norm.eps
+            )
+            for own, other, (text_norm, norm) in zip(text_qk, image_qk, norms, strict=True)
         )
-        out = dispatch_attention_fn(query, key, value, backend=block.joint.backend).flatten(2, 3)
-        parts.append(out.split([own_text[0].shape[1], image.shape[1]], dim=1))
+        value = torch.cat([text_v, image_v], dim=1)
+        out = dispatch_attention_fn(query, key, value, backend=joint.backend).flatten(2, 3)
+        parts.append(out.split([text_v.shape[1], image_v.shape[1]], dim=1))
     text_out = torch.cat([part[0] for part in parts], dim=1) if lengths else parts[0][0]
     image_out = torch.cat([part[1] for part in parts]) if lengths else parts[0][1]
     image_out = attn.to_out[1](attn.to_out[0](image_out.contiguous()))
     return image_out, attn.to_add_out(text_out.contiguous())
 
 
-def _modulate(x: Tensor, modulation: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-    """``x (1 + scale) + shift``; ``modulation (B, 3 D)`` holds shift, scale and gate."""
-    shift, scale, _ = modulation.chunk(3, dim=-1)
+def _norm(
+    block: Any,
+    norm: nn.LayerNorm,
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    modulation: Sequence[Tensor],
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`Kernels.add_norm_modulate`, sample by sample where they lie in one row."""
+    function = block.joint.kernels.add_norm_modulate
+    shift, scale = modulation
     if lengths is None:
-        return x * (1 + scale[:, None]) + shift[:, None]
-    rows = zip(x.split(list(lengths), dim=1), scale, shift, strict=True)
-    return torch.cat([part * (1 + own_scale) + own_shift for part, own_scale, own_shift in rows], 1)
+        return function(x, update, gate, shift, scale, norm.eps)
+    empty = [None] * len(lengths)
+    rows = zip(
+        x.split(list(lengths), dim=1),
+        empty if update is None else update.split(list(lengths), dim=1),
+        empty if gate is None else gate.split(1),
+        shift.split(1),
+        scale.split(1),
+        strict=True,
+    )
+    totals, outs = zip(*(function(*row, norm.eps) for row in rows), strict=True)
+    return x if update is None else torch.cat(totals, dim=1), torch.cat(outs, dim=1)
 
 
 def _add_gated(
-    x: Tensor, update: Tensor, modulation: Tensor, lengths: Sequence[int] | None = None
+    x: Tensor, update: Tensor, gate: Tensor, lengths: Sequence[int] | None = None
 ) -> Tensor:
     """``x + gate update``."""
-    gate = modulation.chunk(3, dim=-1)[2]
     if lengths is None:
         return x + gate[:, None] * update
     rows = zip(update.split(list(lengths), dim=1), gate, strict=True)

@@ -80,7 +80,7 @@ def whole_modulation(transformer: nn.Module) -> dict[str, Tensor]:
             world = dist.get_world_size(module.group)
             for name, own in module.named_parameters():
                 whole = own.new_empty(own.shape[0] * world, *own.shape[1:])
-                dist.all_gather_into_tensor(whole, own.detach(), group=module.group)
+                dist.all_gather_single(whole, own.detach(), group=module.group)
                 found[f"{prefix}.{name}"] = whole
     return found
 
@@ -99,7 +99,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         everyone = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(everyone, x.contiguous(), group=group)
+        dist.all_gather_single(everyone, x.contiguous(), group=group)
         return everyone
 
     @staticmethod

@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from align.mmdit.adapters.base import Conditioning
-from align.mmdit.flow import interpolate, velocity_error
-from align.objectives.base import LossOutput, weighted_mean
+from align.mmdit.flow import interpolate, velocity_error, velocity_target
+from align.objectives.base import LossOutput, by_sigma, mean_output
+from align.objectives.preferences import (
+    MARGIN_LOSSES,
+    implicit_rewards,
+    preference_losses,
+    tie_losses,
+)
 from align.policy import Policy
 
 
@@ -32,15 +38,15 @@ class PairBatch:
     them."""
     weights: Tensor | None = None
     """``(B,)``; None is 1 for each pair."""
-
-
-def implicit_rewards(errors: Tensor, reference_errors: Tensor, beta: float) -> Tensor:
-    """``-(beta / 2) (e - e_ref)`` of the chosen and the rejected, ``(B, 2)``, in nats.
-
-    ``e (B, 2)`` are velocity errors averaged over the latent. What DPO classifies is the margin,
-    ``reward_chosen - reward_rejected``.
-    """
-    return -(beta / 2) * (errors - reference_errors)
+    rejected_noise: Tensor | None = None
+    """``(B, C, h, w)`` where each image is mixed with the noise that it was drawn from (PNAPO,
+    arXiv 2605.09433): ``noise`` is then the chosen's. None: the pair shares ``noise``."""
+    region: Tensor | None = None
+    """``(B, 1, h, w)`` weights of the latent's places in the errors; None: all count alike."""
+    label_smoothing: Tensor | None = None
+    """``(B,)`` chance that a pair is the wrong way round; None: the objective's own."""
+    ties: Tensor | None = None
+    """``(B,)`` bool, True where neither image was preferred; None: no ties."""
 
 
 def pair_errors(policy: Policy, batch: PairBatch) -> Tensor:
@@ -48,20 +54,48 @@ def pair_errors(policy: Policy, batch: PairBatch) -> Tensor:
     num_pairs = len(batch.sigma)
     twice = torch.arange(num_pairs).repeat(2)
     latents = torch.cat([batch.chosen, batch.rejected])
-    noise, sigma = batch.noise.repeat(2, 1, 1, 1), batch.sigma.repeat(2)
+    if batch.rejected_noise is None:
+        noise = batch.noise.repeat(2, 1, 1, 1)
+    else:
+        noise = torch.cat([batch.noise, batch.rejected_noise])
+    sigma = batch.sigma.repeat(2)
     velocity = policy.velocity(interpolate(latents, noise, sigma), sigma, batch.cond.select(twice))
-    return velocity_error(velocity, latents, noise).view(2, num_pairs).T
+    if batch.region is None:
+        errors = velocity_error(velocity, latents, noise)
+    else:
+        errors = region_error(velocity, latents, noise, batch.region.repeat(2, 1, 1, 1))
+    return errors.view(2, num_pairs).T
+
+
+def pair_reference_errors(policy: Policy, batch: PairBatch) -> Tensor:
+    """`pair_errors` of the reference: those stored, or computed where there are none."""
+    if batch.reference_errors is not None:
+        return batch.reference_errors.to(batch.chosen.device)
+    with policy.reference():
+        return pair_errors(policy, batch)
+
+
+def region_error(velocity: Tensor, x_0: Tensor, noise: Tensor, region: Tensor) -> Tensor:
+    """Squared error of the velocity averaged with the weights ``region (B, 1, h, w)``: ``(B,)``.
+
+    A mean over the region: its size does not change the scale on which beta works.
+    """
+    squares = (velocity.float() - velocity_target(x_0.float(), noise.float())).square()
+    weights = region.float().expand_as(squares)
+    return (squares * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
 class DiffusionDPO:
-    """The sigmoid loss on pairs::
+    """A preference loss on pairs::
 
         e(x)   = mean_D |v(x_t, sigma, c) - (noise - x)|^2
-        margin = -(beta / 2) [(e_w - e_w_ref) - (e_l - e_l_ref)]
-        L      = -(1 - eps) log sigmoid(margin) - eps log sigmoid(-margin)
-                 + anchor_weight relu((beta / 2) (e_w - e_w_ref)) + sft_weight e_w
+        r(x)   = -(beta / 2) (e(x) - e_ref(x))
+        margin = r(x_w) - rejected_weight r(x_l)
+        L      = (1 - eps) f(margin) + eps f(-margin)
+                 + anchor_weight relu(-r(x_w)) + sft_weight e(x_w)
 
+    with ``f(m) = -log sigmoid(m)`` for Diffusion-DPO, and others in `align.objectives.preferences`.
     The errors are means over the latent's D elements, as in Flow-GRPO's and Flow-Factory's DPO.
     On the sum scale ``beta_sum = beta / D``; the Qwen-Image report writes no 1/2, so its beta is
     half of this one.
@@ -76,8 +110,14 @@ class DiffusionDPO:
     """On the mean scale; None when ``beta_sum`` is given."""
     beta_sum: float | None = None
     """On the sum scale; it is multiplied by the number of latent elements."""
+    loss_type: str = "sigmoid"
+    """``sigmoid``, ``hinge`` or ``ipo``: f."""
     label_smoothing: float = 0.0
     """Assumed share of flipped pairs (cDPO), in [0, 0.5); 0 trusts every pick."""
+    tie_threshold: float = 0.0
+    """Half the width, in nats, of the margins that count as equal; 0: a batch may hold no ties."""
+    rejected_weight: float = 1.0
+    """Weight of the rejected's reward in the margin; below 1 the chosen counts for more."""
     anchor_weight: float = 0.0
     """Weight of the hinge on the chosen's loss of implicit reward, in nats; 0 = no hinge."""
     sft_weight: float = 0.0
@@ -91,8 +131,19 @@ class DiffusionDPO:
             )
         if not (self.beta or self.beta_sum or 0) > 0:
             raise ValueError(f"beta is {self.beta or self.beta_sum}; it must be above 0")
+        if self.loss_type not in MARGIN_LOSSES:
+            raise ValueError(
+                f"loss_type is {self.loss_type!r}; choices: {', '.join(MARGIN_LOSSES)}"
+            )
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 0.5)")
+        if self.tie_threshold < 0 or (self.tie_threshold and self.loss_type != "sigmoid"):
+            raise ValueError(
+                f"tie_threshold is {self.tie_threshold} with loss_type {self.loss_type!r}; it must "
+                "not be negative, and only the sigmoid has a probability of a tie"
+            )
+        if not 0 < self.rejected_weight <= 1:
+            raise ValueError(f"rejected_weight is {self.rejected_weight}; it must lie in (0, 1]")
         if self.anchor_weight < 0 or self.sft_weight < 0:
             raise ValueError(
                 f"anchor_weight is {self.anchor_weight} and sft_weight is {self.sft_weight}; "
@@ -104,36 +155,58 @@ class DiffusionDPO:
         return self.beta if self.beta is not None else (self.beta_sum or 0.0) * num_elements
 
     def loss(self, policy: Policy, batch: PairBatch) -> LossOutput:
-        if batch.reference_errors is None:
-            with policy.reference():
-                reference_errors = pair_errors(policy, batch)
-        else:
-            reference_errors = batch.reference_errors.to(batch.chosen.device)
-        errors = pair_errors(policy, batch)
+        reference_errors = pair_reference_errors(policy, batch)
+        figures = self.figures(batch, pair_errors(policy, batch), reference_errors)
+        return mean_output(figures, batch.weights)
+
+    def figures(
+        self, batch: PairBatch, errors: Tensor, reference_errors: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss and figures of each pair ``(B,)`` from both models' errors ``(B, 2)``."""
         rewards = implicit_rewards(
             errors, reference_errors, self.mean_beta(batch.chosen[0].numel())
         )
-        losses = self.losses(errors, rewards)
-        rewards = rewards.detach()
+        losses = self.losses(errors, rewards, batch.label_smoothing, batch.ties)
         margins = rewards[:, 0] - rewards[:, 1]
-        chosen_delta = (errors[:, 0] - reference_errors[:, 0]).detach()
-        return LossOutput(
-            loss=weighted_mean(losses, batch.weights),
-            metrics={
-                "rewards/chosen": rewards[:, 0].mean(),
-                "rewards/rejected": rewards[:, 1].mean(),
-                "rewards/margins": margins.mean(),
-                "rewards/accuracies": (margins > 0).float().mean(),
-                "error/chosen": errors[:, 0].detach().mean(),
-                "error/rejected": errors[:, 1].detach().mean(),
-                "error/chosen_delta": chosen_delta.mean(),
-            },
-        )
+        accuracies = (margins > 0).float()
+        delta = errors - reference_errors
+        return {
+            "loss": losses,
+            "rewards/chosen": rewards[:, 0],
+            "rewards/rejected": rewards[:, 1],
+            "rewards/margins": margins,
+            "rewards/accuracies": accuracies,
+            "error/chosen": errors[:, 0],
+            "error/rejected": errors[:, 1],
+            "error/chosen_delta": delta[:, 0],
+            "error/chosen_reference": reference_errors[:, 0],
+            "error/margin_abs": (delta[:, 0] - delta[:, 1]).abs(),
+            **by_sigma("loss", losses, batch.sigma),
+            **by_sigma("rewards/accuracies", accuracies, batch.sigma),
+            **by_sigma("error/chosen_delta", delta[:, 0], batch.sigma),
+        }
 
-    def losses(self, errors: Tensor, rewards: Tensor) -> Tensor:
-        """Loss of each pair ``(B,)`` from its ``errors (B, 2)`` and implicit ``rewards (B, 2)``."""
-        margins = rewards[:, 0] - rewards[:, 1]
-        smoothing = self.label_smoothing
-        losses = -(1 - smoothing) * F.logsigmoid(margins) - smoothing * F.logsigmoid(-margins)
+    def losses(
+        self,
+        errors: Tensor,
+        rewards: Tensor,
+        label_smoothing: Tensor | None = None,
+        ties: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of each pair ``(B,)`` from its ``errors (B, 2)`` and implicit ``rewards (B, 2)``.
+
+        Args:
+            label_smoothing: ``(B,)``, instead of the objective's own.
+            ties: ``(B,)`` bool; a tie has neither anchor nor SFT term, for it has no chosen.
+        """
+        margins = rewards[:, 0] - self.rejected_weight * rewards[:, 1]
+        smoothing = self.label_smoothing if label_smoothing is None else label_smoothing
+        losses = preference_losses(margins, self.loss_type, smoothing, self.tie_threshold)
         losses = losses + self.anchor_weight * F.relu(-rewards[:, 0])
-        return losses + self.sft_weight * errors[:, 0]
+        losses = losses + self.sft_weight * errors[:, 0]
+        if ties is None:
+            return losses
+        if not self.tie_threshold:
+            raise ValueError("the batch holds ties; the objective needs a tie_threshold above 0")
+        tied = rewards[:, 0] - rewards[:, 1]
+        return torch.where(ties, tie_losses(tied, self.tie_threshold), losses)

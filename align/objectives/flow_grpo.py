@@ -17,6 +17,17 @@ the same factor, so that ``beta`` stays a price per nat.
 The published code divides the KL by ``2 s^2`` without the step length; here it is the KL between
 the two Gaussians, ``|mean - mean_ref|^2 / (2 s^2 (-dt))``, so ``beta`` means the same for any
 number of steps. In Flow-GRPO's numbers: ``clip = clip_range / D``, ``beta_published = beta (-dt)``.
+
+Two variants change what is clipped. With ``k`` the step's std and ``d = mean - mean_old``, of which
+``l = z d / k - |d|^2 / (2 k^2)``:
+
+GRPO-Guard (arXiv 2510.22319) takes the bias off the log-ratio and its step's size out of it, so
+that one clip treats all steps alike, and weighs the steps' gradients alike by their length::
+
+    l -> (l + |d|^2 / (2 k^2)) k = z d        L -> L / (-dt)
+
+Flow-DPPO clips no ratio but masks a step that has gone far enough in the direction its advantage
+asks for: ``|d|^2 / (2 k^2) >= c`` nats and ``A l > 0``.
 """
 
 from __future__ import annotations
@@ -50,6 +61,21 @@ class TransitionBatch:
     """``(B,)`` float64, nats, under the policy that drew the step."""
     advantages: Tensor
     """``(B,)``."""
+    old_mean: Tensor | None = None
+    """``(B, C, h, w)`` float32, of the step under the policy that drew it; the variants need it."""
+
+    def first(self) -> TransitionBatch:
+        """The first step alone, its padding kept."""
+        return TransitionBatch(
+            x_t=self.x_t[:1],
+            x_next=self.x_next[:1],
+            sigma=self.sigma[:1],
+            sigma_next=self.sigma_next[:1],
+            cond=self.cond.select([0]),
+            old_log_prob=self.old_log_prob[:1],
+            advantages=self.advantages[:1],
+            old_mean=None if self.old_mean is None else self.old_mean[:1],
+        )
 
 
 def surrogate(
@@ -62,14 +88,31 @@ def surrogate(
     return -torch.minimum(advantages * gain, advantages * clipped_gain)
 
 
+def dppo_surrogate(
+    log_ratio: Tensor, advantages: Tensor, old_kl: Tensor, clip_range: float, num_elements: int
+) -> Tensor:
+    """Flow-DPPO's losses ``(B,)`` in nats; ``old_kl (B,)`` from the policy that drew the step."""
+    gain = num_elements * torch.expm1(log_ratio / num_elements)
+    masked = (old_kl >= clip_range) & (advantages * log_ratio > 0)
+    return torch.where(masked, 0.0, -advantages * gain)
+
+
+VARIANTS = ("grpo", "guard", "dppo")
+
+
 @dataclass(frozen=True)
 class FlowGRPO:
     noise_level: float = 0.7
     """``a`` of the sampler; it must be the one that drew the batch."""
     clip_range: float = 1.0
-    """Bound on the log-ratio of a step, in nats."""
+    """Bound on the log-ratio of a step, in nats. guard: on ``z d``, which is nats of a step whose
+    std is 1. dppo: on the divergence from the policy that drew it, in nats."""
     beta: float = 0.0
     """Weight of the KL to the reference, per nat; 0 = none, and no reference is needed."""
+    sde: str = "flow"
+    """Of `sde.SDE_KINDS`; it must be the one that drew the batch."""
+    variant: str = "grpo"
+    """``grpo``, ``guard`` or ``dppo``."""
 
     def __post_init__(self) -> None:
         for name in ("noise_level", "clip_range"):
@@ -77,20 +120,28 @@ class FlowGRPO:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.beta < 0:
             raise ValueError(f"beta is {self.beta}; it must not be negative")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant is {self.variant!r}; choices: {', '.join(VARIANTS)}")
 
     def step(self, policy: Policy, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
         """``mean (B, C, h, w)`` and ``std (B,)`` of the next latents under the policy."""
         velocity = policy.velocity(batch.x_t, batch.sigma, batch.cond)
-        return sde_step(batch.x_t, velocity, batch.sigma, batch.sigma_next, self.noise_level)
+        return sde_step(
+            batch.x_t, velocity, batch.sigma, batch.sigma_next, self.noise_level, self.sde
+        )
 
-    def log_prob(self, policy: Policy, batch: TransitionBatch) -> Tensor:
-        """``log p(x_next | x_t)``, ``(B,)`` float64, nats.
+    def replay(self, policy: Policy, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
+        """``log p(x_next | x_t)``, ``(B,)`` float64 in nats, and the mean ``(B, C, h, w)``.
 
         A rollout with guidance was not drawn from the policy that trains, which has none: its old
-        log-probabilities must be computed anew by this, under ``torch.no_grad``.
+        log-probabilities and means must be computed anew by this, under ``torch.no_grad``.
         """
         mean, std = self.step(policy, batch)
-        return gaussian_log_prob(batch.x_next, mean, std)
+        return gaussian_log_prob(batch.x_next, mean, std), mean
+
+    def log_prob(self, policy: Policy, batch: TransitionBatch) -> Tensor:
+        """The first of `replay`."""
+        return self.replay(policy, batch)[0]
 
     def loss(self, policy: Policy, batch: TransitionBatch) -> LossOutput:
         num_elements = batch.x_t[0].numel()
@@ -98,8 +149,7 @@ class FlowGRPO:
         mean, std = self.step(policy, batch)
         old_log_prob = batch.old_log_prob.to(device, torch.float64)
         log_ratio = gaussian_log_prob(batch.x_next, mean, std) - old_log_prob
-        advantages = batch.advantages.to(device, torch.float64)
-        losses = surrogate(log_ratio, advantages, self.clip_range, num_elements)
+        losses, is_clipped = self.losses(batch, log_ratio, mean, std)
         kl = torch.zeros_like(losses)
         if self.beta > 0:
             with policy.reference():
@@ -107,15 +157,40 @@ class FlowGRPO:
             kl = gaussian_kl(mean, reference_mean, std)
             losses = losses + self.beta * kl
         log_ratio = log_ratio.detach()
-        clipped = torch.where(
-            advantages > 0, log_ratio > self.clip_range, log_ratio < -self.clip_range
-        )
         return LossOutput(
             loss=losses.mean().float() / math.sqrt(num_elements),
             metrics={
                 "kl": kl.detach().mean().float(),
-                "clip_ratio": (clipped & (advantages != 0)).float().mean(),
+                "clip_ratio": is_clipped.float().mean(),
                 "ratio_mean": log_ratio.clamp(max=20).exp().mean().float(),
                 "log_ratio_abs": log_ratio.abs().mean().float(),
             },
         )
+
+    def losses(
+        self, batch: TransitionBatch, log_ratio: Tensor, mean: Tensor, std: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses ``(B,)`` in nats, without KL, and where the policy gradient is cut off."""
+        num_elements = mean[0].numel()
+        advantages = batch.advantages.to(mean.device, torch.float64)
+        if self.variant == "grpo":
+            losses = surrogate(log_ratio, advantages, self.clip_range, num_elements)
+            return losses, _is_clipped(log_ratio, advantages, self.clip_range)
+        if batch.old_mean is None:
+            raise ValueError(f"the variant {self.variant!r} needs the means that the steps had")
+        old_kl = gaussian_kl(mean, batch.old_mean, std)
+        if self.variant == "dppo":
+            kept = old_kl.detach()
+            losses = dppo_surrogate(log_ratio, advantages, kept, self.clip_range, num_elements)
+            return losses, (kept >= self.clip_range) & (advantages * log_ratio > 0)
+        guarded = (log_ratio + old_kl) * std.double()
+        length = (batch.sigma - batch.sigma_next).to(mean.device, torch.float64)
+        losses = surrogate(guarded, advantages, self.clip_range, num_elements) / length
+        return losses, _is_clipped(guarded, advantages, self.clip_range)
+
+
+def _is_clipped(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """Where a step is already as far as the clip lets it go in its advantage's direction."""
+    log_ratio = log_ratio.detach()
+    past = torch.where(advantages > 0, log_ratio > clip_range, log_ratio < -clip_range)
+    return past & (advantages != 0)

@@ -25,10 +25,14 @@ class SFTBatch:
     """``(B,)``; None is 1 for each sample."""
 
 
+def noised(batch: SFTBatch) -> Tensor:
+    """``x_t (B, C, h, w)``."""
+    return interpolate(batch.latents, batch.noise, batch.sigma)
+
+
 def sft_errors(policy: Policy, batch: SFTBatch) -> Tensor:
     """Mean squared velocity errors ``(B,)``, float32."""
-    x_t = interpolate(batch.latents, batch.noise, batch.sigma)
-    velocity = policy.velocity(x_t, batch.sigma, batch.cond)
+    velocity = policy.velocity(noised(batch), batch.sigma, batch.cond)
     return velocity_error(velocity, batch.latents, batch.noise)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--device", default="cpu", help="default: cpu")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    evaluate.add_argument("--page", type=Path, metavar="FILE", help="write it as an HTML page")
     evaluate.add_argument(
         "--minimum", type=float, metavar="ACCURACY", help="exit with status 1 below this accuracy"
     )
 
+    splits = actions.add_parser(
+        "splits",
+        help="find alike prompts, and whether they stand in one split",
+        description="Prints the sizes of the components of alike prompts of a snapshot, by text "
+        "and image, and exits with status 1 when one is cut by the splits or too large.",
+        epilog="example:\n  winsome reward splits snapshots/july",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    splits.add_argument("snapshot", type=Path, help="folder of a snapshot")
+    splits.add_argument("--images", type=Path, help="its images, when it was cut without them")
+    splits.add_argument("--by-text-alone", action="store_true", help="do not compare images")
     _add_serving(actions)
 
 
@@ -72,7 +85,13 @@ def _add_serving(actions: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    actions = {"train": _train, "evaluate": _evaluate, "serve": _serve, "calibrate": _calibrate}
+    actions = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "splits": _splits,
+        "serve": _serve,
+        "calibrate": _calibrate,
+    }
     return actions[args.action](args)
 
 
@@ -99,9 +118,38 @@ def _evaluate(args: argparse.Namespace) -> int:
     report = evaluate_model(args.model, scorer, snapshot, args.split)
     if args.json:
         write_json(args.json, report)
+    if args.page:
+        from rewards.report import write_page
+
+        write_page(report, args.page, args.minimum)
     print(describe_report(report))
     if args.minimum is not None and report["accuracy"] < args.minimum:
         print(f"below the minimum accuracy of {args.minimum:.3f}")
+        return 1
+    return 0
+
+
+def _splits(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from annotate.records import load_snapshot
+    from rewards.components import check_components, find_components, perceptual_hash
+    from rewards.splits import LeakError
+
+    snapshot = load_snapshot(args.snapshot, images=args.images)
+    hashes: dict[str, list[bytes]] = {}
+    for candidate in () if args.by_text_alone else snapshot.candidates:
+        with Image.open(snapshot.image_path(candidate)) as image:
+            hashes.setdefault(candidate.prompt_id, []).append(perceptual_hash(image))
+    components = find_components(snapshot.prompts, hashes)
+    sizes = Counter(len(component.prompt_ids) for component in components)
+    print(f"{len(snapshot.prompts)} prompts, {len(components)} components")
+    for size, count in sorted(sizes.items(), reverse=True):
+        print(f"{count:6} of {size} prompt{'s' if size > 1 else ''}")
+    try:
+        check_components(components, {prompt.id: prompt.split for prompt in snapshot.prompts})
+    except LeakError as error:
+        print(f"refused: {error}")
         return 1
     return 0
 

@@ -153,14 +153,15 @@ class PaddleEngine:
 
 
 class TesseractEngine:
-    """Tesseract's LSTM for simplified Chinese and English, by its command line.
+    """Tesseract's LSTM for simplified Chinese, which reads Latin too, by its command line.
 
-    Debian: ``tesseract-ocr tesseract-ocr-chi-sim``, Apache-2.0. It tells no angle.
+    Debian: ``tesseract-ocr tesseract-ocr-chi-sim``, Apache-2.0. It tells no angle. Its English
+    model beside it would win most single Chinese characters and read them as letters.
     """
 
     name = "tesseract"
 
-    def __init__(self, min_confidence: float = 0.3, timeout: float = 60.0):
+    def __init__(self, min_confidence: float = 0.1, timeout: float = 60.0):
         """
         Args:
             min_confidence: words below it are left out.
@@ -189,7 +190,7 @@ class TesseractEngine:
         buffer = BytesIO()
         image.convert("RGB").save(buffer, "PNG")
         done = subprocess.run(
-            [self._program, "stdin", "stdout", "-l", "chi_sim+eng", "--psm", "11", "tsv"],
+            [self._program, "stdin", "stdout", "-l", "chi_sim", "--psm", "11", "tsv"],
             input=buffer.getvalue(),
             capture_output=True,
             timeout=self._timeout,

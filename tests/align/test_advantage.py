@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from align.advantage import group_advantages
+from align.advantage import decoupled_rewards, group_advantages
 
 
 def test_advantages_are_standard_scores_within_each_group():
@@ -46,3 +46,22 @@ def test_a_sample_without_a_reward_is_left_out_of_its_groups_mean_and_deviation(
     assert result.reward == 2.0
     with pytest.raises(ValueError, match=r"0 true values; expected .* at least one"):
         group_advantages(rewards, known=torch.zeros_like(known))
+
+
+def test_a_groups_small_range_drops_it_and_a_scale_replaces_its_deviation():
+    rewards = torch.tensor([[0.0, 0.1, 0.2], [0.0, 1.0, 2.0]])
+    result = group_advantages(rewards, min_range=0.5)
+    assert result.keep.tolist() == [False, True]
+    assert result.frac_reward_zero_std == 0.5
+    scaled = group_advantages(rewards, scale=2.0)
+    torch.testing.assert_close(scaled.values, torch.tensor([[-0.05, 0, 0.05], [-0.5, 0, 0.5]]))
+
+
+def test_decoupled_rewards_are_standard_scores_before_they_are_summed():
+    """GDPO: two rewards of very different scales, whose sum would be the larger one's alone."""
+    small, large = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[2000.0, 1000.0, 0.0]])
+    found = decoupled_rewards({"a": small, "b": large}, {"a": 3.0, "b": 1.0})
+    expected = (3 - 1) / 4 * torch.tensor([[-(1.5**0.5), 0, 1.5**0.5]])
+    torch.testing.assert_close(found, expected)
+    equal = decoupled_rewards({"a": small, "b": torch.ones(1, 3)}, {})
+    torch.testing.assert_close(equal, torch.tensor([[-(1.5**0.5), 0, 1.5**0.5]]) / 2)

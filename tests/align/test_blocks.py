@@ -10,7 +10,8 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from torch._dynamo.backends.debugging import aot_eager
 
 from align.mmdit.activations import check_saved_ops
-from align.mmdit.blocks import BlockSettings, has_joint_blocks, install_blocks, rotate
+from align.mmdit.blocks import BlockSettings, has_joint_blocks, install_blocks
+from align.mmdit.kernels.eager import rotate
 from benchmarks.cpu import measure_optimizer, measure_pair, measure_recompute
 
 SIGMA = torch.tensor([0.9, 0.5, 0.1])
@@ -134,7 +135,7 @@ def test_a_block_is_one_graph_of_real_numbers_with_the_checkpoint_inside(joint):
 
 
 def test_settings_that_contradict_each_other_are_refused(joint):
-    with pytest.raises(ValueError, match="blocks is 'fast'; choices: stock, joint"):
+    with pytest.raises(ValueError, match="blocks is 'fast'; choices: stock, joint, fused"):
         BlockSettings("fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="both need blocks 'joint'"):
         BlockSettings("stock", compile=True)

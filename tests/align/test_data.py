@@ -11,11 +11,13 @@ from PIL import Image
 from run_data import CAPTIONS, sft_config, write_data
 
 from align.config import JsonlPairsConfig, SFTDataConfig, TimestepConfig
+from align.data.buckets import bucket_of_step, nearest_bucket
 from align.data.draws import Draws
 from align.data.features import FeatureEncoder
 from align.data.images import ImageFile
 from align.data.order import step_positions
-from align.data.rows import iterate_prompts, read_captioned_images, read_pairs
+from align.data.picks import read_pairs
+from align.data.rows import iterate_prompts, read_captioned_images
 from align.engine import Engine, make_accelerator
 from annotate.records import Split
 
@@ -56,6 +58,35 @@ def test_spread_noise_levels_share_out_the_distribution():
     )
 
 
+def test_each_step_has_one_bucket_and_a_cycle_meets_all_samples():
+    sizes, batch_size = [12, 5, 1], 4
+    cycle = 3 + 1 + 1
+    steps = [bucket_of_step(0, sizes, batch_size, step) for step in range(1, 2 * cycle + 1)]
+    for number in (0, 1):
+        buckets = [bucket for bucket, _ in steps[number * cycle :][:cycle]]
+        assert sorted(buckets) == [0, 0, 0, 1, 2]
+    for bucket, count in enumerate((3, 1, 1)):
+        own = [number for b, number in steps if b == bucket]
+        assert own == list(range(1, 2 * count + 1))
+    orders = {
+        tuple(bucket_of_step(0, sizes, batch_size, cycle * n + k)[0] for k in range(1, cycle + 1))
+        for n in range(8)
+    }
+    assert len(orders) > 4
+    assert [bucket_of_step(7, [9], 4, step) for step in (1, 2, 9)] == [(0, 1), (0, 2), (0, 9)]
+
+
+def test_an_image_goes_to_the_bucket_of_its_aspect_ratio():
+    buckets = [(64, 64), (32, 32), (32, 64), (64, 32)]
+    for size, bucket in (
+        ((100, 100), (64, 64)),
+        ((40, 38), (32, 32)),
+        ((300, 900), (32, 64)),
+        ((900, 300), (64, 32)),
+    ):
+        assert nearest_bucket(size, buckets) == bucket
+
+
 # Rows ---------------------------------------------------------------------------------------------
 
 
@@ -68,6 +99,14 @@ def test_low_scores_are_left_out_and_whole_prompts_are_held_out(data):
     assert not {row.prompt for row in rows.train} & {row.prompt for row in rows.validation}
     everything = SFTDataConfig(path=data / "sft.jsonl", min_score=None)
     assert len(read_captioned_images(everything, fraction=0.0).train) == 12
+
+
+def test_instructions_follow_the_prompt(data, tmp_path):
+    row = {"prompt": "a poster", "image": str(data / "images/0.png"), "score": 5}
+    row |= {"style": "flat", "layout": "", "colour": "warm"}
+    (tmp_path / "sft.jsonl").write_text(json.dumps(row) + "\n")
+    sample = read_captioned_images(SFTDataConfig(path=tmp_path / "sft.jsonl"), 0.0).train[0]
+    assert sample.prompt == "a poster\nStyle: flat\nColour: warm"
 
 
 def test_a_row_may_name_its_split(data, tmp_path):

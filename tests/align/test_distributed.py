@@ -85,6 +85,17 @@ def test_a_continued_run_gives_the_same_numbers(launched):
     assert read_json(launched / "continued" / "run.json")["attempts"] == 2
 
 
+def test_processes_with_other_weights_refuse_to_start(launched):
+    refused = sorted(launched.glob("refused-*.txt"))
+    if "ddp" in launched.name:
+        assert [path.name for path in refused] == ["refused-0.txt", "refused-1.txt"]
+        text = refused[0].read_text()
+        assert "the weights of process 1 differ from those of process 0" in text
+        assert not (launched / "unequal" / "metrics.jsonl").read_text()
+    else:  # shards differ by design
+        assert not refused
+
+
 def test_each_saves_a_pipeline_that_draws(launched, alone, untrained_folder):
     """The averaged weights of one process within rounding, and stock diffusers draws with them."""
 

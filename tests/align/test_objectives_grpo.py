@@ -1,6 +1,5 @@
-"""Flow-GRPO: exact replay, the published gradient, clipping and KL in nats, and the preflight."""
+"""Flow-GRPO: exact replay, the published gradient, clipping and KL in nats, and its variants."""
 
-import copy
 import math
 from dataclasses import replace
 
@@ -11,10 +10,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from align.mmdit.flow import seeded_noise
 from align.objectives.flow_grpo import FlowGRPO, TransitionBatch, surrogate
-from align.objectives.preflight import PreflightError, preflight
 from align.policy import Policy
 from align.sampling import sample_sde
-from align.sde import gaussian_log_prob, sde_step
+from align.sde import gaussian_kl, gaussian_log_prob, sde_step
 
 
 @pytest.fixture
@@ -178,39 +176,98 @@ def test_a_batch_is_the_mean_of_its_steps(policy, batch, nudge):
         torch.testing.assert_close(whole, sum(half) / 2, atol=1e-5, rtol=1e-3)
 
 
-def test_the_preflight_passes_a_sound_rollout(policy, batch):
-    measured = preflight(FlowGRPO(beta=0.1), policy, batch)
-    assert measured["preflight/log_ratio"] < 0.01
-    assert measured["preflight/kl_grad_norm"] > 0
-    assert all(p.grad is None for p in policy.trainable_parameters())
+# Variants -----------------------------------------------------------------------------------------
 
 
-def test_the_preflight_refuses_what_would_not_learn(policy, batch, cond):
-    objective = FlowGRPO(beta=0.1)
-    rounded = replace(batch, x_next=batch.x_next.bfloat16().float())
-    with pytest.raises(PreflightError, match="log-ratio of"):
-        preflight(objective, policy, rounded)
-    with pytest.raises(PreflightError, match="log-ratio of"):
-        preflight(FlowGRPO(noise_level=0.8), policy, batch)
-
-    policy.transformer.requires_grad_(False)
-    with pytest.raises(PreflightError, match="carries no gradient"):
-        preflight(objective, policy, batch)
-
-
-class Leaky(Policy):
-    """Lets the padding of a batch into its attention."""
-
-    def velocity(self, x_t, sigma, cond):
-        return super().velocity(x_t, sigma, replace(cond, mask=None))
-
-
-def test_the_preflight_refuses_padding_that_leaks(adapter, batch):
-    policy = Leaky(adapter, copy.deepcopy(adapter.transformer))
+def test_guard_and_dppo_have_the_published_gradient(policy, batch, nudge):
+    """GRPO-Guard's RatioNorm with 1 / (-dt), and Flow-DPPO's mask, as published, times sqrt(D)."""
     with torch.no_grad():
-        old_log_prob = FlowGRPO().log_prob(policy, batch)
-    with pytest.raises(PreflightError, match="check the padding mask"):
-        preflight(FlowGRPO(), policy, replace(batch, old_log_prob=old_log_prob))
+        _, old_mean = FlowGRPO().replay(policy, batch)
+    batch = replace(batch, old_mean=old_mean)
+    nudge(policy.trainable_parameters(), 1e-2)
+    mean, std = FlowGRPO().step(policy, batch)
+    num_elements = mean[0].numel()
+    k = std.double().view(-1, 1, 1, 1)
+    old_log_prob = batch.old_log_prob / num_elements
+    log_prob = -((batch.x_next - mean) ** 2).double() / (2 * k**2) - torch.log(k)
+    log_prob = (log_prob - math.log(math.sqrt(2 * math.pi))).mean(dim=(1, 2, 3))
+    distance = ((mean - old_mean) ** 2).double().mean(dim=(1, 2, 3)) / (2 * std.double() ** 2)
+    dt = (batch.sigma_next - batch.sigma).double()
+    advantages = batch.advantages.double()
+
+    guarded = (log_prob - old_log_prob + distance) * std.double()
+    clip = guarded.detach().abs().median().item()
+    ratio = torch.exp(guarded)
+    guard = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+    guard = (guard / -dt).mean()
+    ratio = torch.exp(log_prob - old_log_prob)
+    threshold = distance.detach().median().item()
+    masked = (distance >= threshold) & (
+        ((advantages > 0) & (ratio > 1)) | ((advantages < 0) & (ratio < 1))
+    )
+    assert 0 < masked.sum() < 6
+    dppo = torch.where(masked, 0.0, -advantages * ratio).mean()
+
+    parameters = policy.trainable_parameters()
+    for variant, clip_range, published in (("guard", clip, guard), ("dppo", threshold, dppo)):
+        objective = FlowGRPO(clip_range=clip_range * num_elements, variant=variant)
+        output = objective.loss(policy, batch)
+        assert 0 < output.metrics["clip_ratio"] < 1
+        expected = torch.autograd.grad(published, parameters, retain_graph=True)
+        for ours, theirs in zip(
+            torch.autograd.grad(output.loss, parameters), expected, strict=True
+        ):
+            torch.testing.assert_close(ours, math.sqrt(num_elements) * theirs, atol=1e-5, rtol=5e-3)
+    with pytest.raises(ValueError, match="'guard' needs the means"):
+        FlowGRPO(variant="guard").loss(policy, replace(batch, old_mean=None))
+
+
+def test_guards_log_ratio_is_the_noise_times_the_shift():
+    """``(l + |d|^2 / 2 k^2) k = z d``: no bias, and the same spread for every step's length."""
+    shape = (64, 4, 4, 4)
+    old_mean, z = seeded_noise(0, "m", 0, shape), seeded_noise(0, "z", 0, shape)
+    shift = 0.01 * seeded_noise(0, "d", 0, shape)
+    for k in (0.05, 0.5):
+        std = torch.full((64,), k)
+        x_next = old_mean + k * z
+        log_ratio = gaussian_log_prob(x_next, old_mean + shift, std) - gaussian_log_prob(
+            x_next, old_mean, std
+        )
+        guarded = (log_ratio + gaussian_kl(old_mean + shift, old_mean, std)) * std.double()
+        torch.testing.assert_close(
+            guarded, (z * shift).flatten(1).sum(1).double(), atol=1e-3, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("variant", ["grpo", "guard", "dppo"])
+def test_the_expected_score_is_zero_at_ratio_one(variant):
+    """With one advantage for all, steps drawn from the policy pull it nowhere on average."""
+    count, shape = 4000, (1, 4, 4)
+    sigma, sigma_next = torch.full((count,), 0.8), torch.full((count,), 0.7)
+    x_t = seeded_noise(0, "x", 0, shape).expand(count, *shape)
+    velocity = seeded_noise(0, "v", 0, shape).requires_grad_(True)
+    mean, std = sde_step(x_t, velocity.expand(count, *shape), sigma, sigma_next, 0.7)
+    z = seeded_noise(0, "z", 0, (count, *shape))
+    x_next = (mean + std.view(-1, 1, 1, 1) * z).detach()
+    old = gaussian_log_prob(x_next, mean, std).detach()
+    batch = TransitionBatch(
+        x_t, x_next, sigma, sigma_next, None, old, torch.ones(count), mean.detach()
+    )
+    log_ratio = gaussian_log_prob(x_next, mean, std) - old
+    losses, _ = FlowGRPO(variant=variant).losses(batch, log_ratio, mean, std)
+    (gradient,) = torch.autograd.grad(losses.mean(), velocity)
+    (single,) = torch.autograd.grad(
+        FlowGRPO(variant=variant).losses(batch, *_again(x_t, velocity, batch, old))[0][0], velocity
+    )
+    # A mean over n independent draws is smaller than one of them by sqrt(n).
+    assert gradient.norm() < 4 * single.norm() / math.sqrt(count)
+
+
+def _again(x_t, velocity, batch, old):
+    mean, std = sde_step(
+        x_t, velocity.expand(len(x_t), *velocity.shape), batch.sigma, batch.sigma_next, 0.7
+    )
+    return gaussian_log_prob(batch.x_next, mean, std) - old, mean, std
 
 
 @pytest.mark.parametrize(
@@ -219,6 +276,7 @@ def test_the_preflight_refuses_padding_that_leaks(adapter, batch):
         ({"noise_level": 0.0}, "noise_level is 0.0"),
         ({"clip_range": -1.0}, "clip_range is -1.0"),
         ({"beta": -0.1}, "beta is -0.1"),
+        ({"variant": "ppo"}, "choices: grpo, guard, dppo"),
     ],
 )
 def test_wrong_settings_are_named(options, message):

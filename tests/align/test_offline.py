@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from run_data import CAPTIONS, dpo_config, losses, sft_config, write_data
 from safetensors.torch import load_file
 
@@ -80,6 +81,34 @@ def test_sft_stops_when_the_held_out_loss_stops_falling(data, untrained_folder, 
         validation={"every": 2, "fraction": 0.2, "patience": 2, "min_delta": 0.01},
     )
     assert train_sft(config).steps == 4
+
+
+def test_buckets_train_images_of_several_shapes(data, untrained_folder, tmp_path):
+    """Eight times one as one times eight, and every shape is drawn from its own noise levels."""
+    rows = [json.loads(line) for line in (data / "sft.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        with Image.open(data / row["image"]) as image:
+            wide = image.resize((64, 32) if i % 2 else (33, 31))
+        row["image"] = f"{i}.png"
+        wide.save(tmp_path / row["image"])
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for name, micro in (("whole", None), ("single", 1)):
+        config = sft_config(
+            data,
+            untrained_folder,
+            tmp_path / name,
+            data={"path": tmp_path / "sft.jsonl", "buckets": [[32, 32], [32, 64], [64, 32]]},
+            max_steps=4,
+            save_every=0,
+            micro_batch_size=micro,
+            validation={"every": 4, "draws": 1, "fraction": 0.3},
+        )
+        train_sft(config)
+        found.append(losses(tmp_path / name))
+    for step, row in found[0].items():
+        for key in row:
+            assert found[1][step][key] == pytest.approx(row[key], rel=1e-4), (step, key)
 
 
 def test_nothing_held_out_is_said(data, untrained_folder, tmp_path):

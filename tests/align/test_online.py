@@ -180,3 +180,69 @@ def test_the_window_stays_in_its_range_and_moves():
     starts = {window_start(config, seed=0, iteration=i) for i in range(100)}
     assert starts == {1, 2, 3, 4}
     assert RolloutConfig(num_steps=10, window=2).window_bounds == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "objective", "rollout", "changes"),
+    [
+        ("nft", {"old_policy": "average"}, {}, {"lora": None, "ema": {"decay": 0.5}}),
+        ("awm", {"advantage": "global", "weighting": "sigma"}, {}, {"micro_batch_size": 4}),
+        ("online_dpo", {"draws": 1, "dpo": {"beta": 500, "anchor_weight": 1.0}}, {}, {}),
+        ("grpo_guard", {}, {"sde": "cps", "window_order": "progressive"}, {}),
+        ("flow_dppo", {"min_reward_range": 1e-3}, {"sde": "dance"}, {"updates_per_rollout": 2}),
+    ],
+    ids=["nft", "awm", "online_dpo", "grpo_guard", "flow_dppo"],
+)
+def test_each_algorithm_starts_on_policy_and_moves(
+    data, untrained_folder, tmp_path, algorithm, objective, rollout, changes
+):
+    config = grpo_config(
+        data,
+        untrained_folder,
+        tmp_path / "run",
+        objective={"algorithm": algorithm, "beta": 0.01} | objective,
+        rollout={"height": 32, "width": 32, "num_steps": 4, "window": 1} | rollout,
+        max_steps=2,
+        save_every=0,
+        **changes,
+    )
+    train_grpo(config, FirstChannel())
+    rows = losses(config.output_dir)
+    assert all(row["grad_norm"] > 0 for row in rows.values())
+    preflight = read_json(config.output_dir / "run.json")["preflight"]
+    assert preflight["weights_move_output"] > 0
+    assert preflight["batch_difference"] < 1e-4
+    assert not any(name.endswith("/share") for name in rows[1])
+    if algorithm == "nft":
+        assert rows[1]["velocity_moved"] == 0
+    elif algorithm == "online_dpo":
+        assert rows[1]["rewards/margins"] == 0
+    else:
+        assert rows[1]["log_ratio_abs"] == 0
+    if algorithm == "flow_dppo":
+        assert rows[2]["log_ratio_abs"] > 0
+
+
+def test_a_progressive_window_moves_towards_the_image_and_starts_again():
+    config = RolloutConfig(
+        num_steps=10, window=2, window_range=(0, 4), window_order="progressive", window_rollouts=3
+    )
+    starts = [window_start(config, 0, iteration) for iteration in range(1, 13)]
+    assert starts == [0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0]
+    whole = RolloutConfig(num_steps=10, window=10, window_range=(0, 10))
+    assert {window_start(whole, 0, iteration) for iteration in range(20)} == {0}
+
+
+def test_settings_of_the_siblings_that_cannot_work_are_refused(data, untrained_folder, tmp_path):
+    for changes, message in (
+        ({"objective": {"algorithm": "nft", "old_policy": "average"}}, "'average' needs ema"),
+        ({"objective": {"advantage": "gdpo"}}, r"'gdpo' needs reward\.weights"),
+        ({"rollout": {"sde": "cps", "num_steps": 4, "window": 4}}, "last step of cps draws"),
+        ({"rollout": {"sde": "cps", "noise_level": 1.2}}, "noise_level of cps must be"),
+        (
+            {"objective": {"algorithm": "online_dpo"}, "updates_per_rollout": 2, "save_every": 0},
+            "takes one update a rollout",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            grpo_config(data, untrained_folder, tmp_path / "run", **changes)

@@ -13,6 +13,7 @@ from benchmarks import hopper
 from benchmarks.bars import HOPPER
 from benchmarks.hopper_bench import TOY, Bench
 
+PARTS = [part for part in hopper.PARTS if part != "kernels"]  # test_kernels has those
 KERNELS = {"hopper.kernel_bandwidth_share"}
 CARD_ONLY = {bar.name for bar in HOPPER if ".peak_gib." in bar.name} | KERNELS
 
@@ -20,7 +21,7 @@ CARD_ONLY = {bar.name for bar in HOPPER if ".peak_gib." in bar.name} | KERNELS
 def test_every_part_fills_its_bars(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         sys, "argv",
-        ["hopper", "--toy", "--device", "cpu", "--no-compile", "--repeats", "1",
+        ["hopper", *PARTS, "--toy", "--device", "cpu", "--no-compile", "--repeats", "1",
          "--out", str(tmp_path)],
     )  # fmt: skip
     hopper.main()
@@ -37,6 +38,6 @@ def test_every_part_fills_its_bars(monkeypatch, tmp_path, capsys):
 
 def test_a_variant_that_computes_something_else_is_not_timed(monkeypatch):
     bench = Bench(torch.device("cpu"), TOY, repeats=1, compile=False)
-    monkeypatch.setattr("align.mmdit.blocks.rotate", lambda x, table: x)
+    monkeypatch.setattr("align.mmdit.kernels.eager.rotate", lambda x, table: x)
     with pytest.raises(ValueError, match=r"joint.* errs by"):
         hopper.check_variant(bench, BlockSettings("joint"))

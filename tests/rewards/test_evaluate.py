@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,6 @@ from rewards.evaluate import (
     agreement_pairs,
     build_report,
     cluster_bootstrap,
-    expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
     require_accuracy,
@@ -14,6 +15,7 @@ from rewards.evaluate import (
 )
 from rewards.folder import REPORT_FILE, WEIGHTS_FILE, file_sha256, write_json
 from rewards.judgements import CandidateSet, Judgement
+from rewards.report import render_report, write_page
 
 DETAIL = Question.DETAIL
 
@@ -97,14 +99,50 @@ def test_the_temperature_undoes_a_scale():
     assert fit_temperature(margins) == pytest.approx(1, rel=0.05)
     assert fit_temperature(4 * margins) == pytest.approx(4, rel=0.05)
     assert negative_log_likelihood(4 * margins, 4) < negative_log_likelihood(4 * margins)
-    assert expected_calibration_error(margins) < 0.015
-    assert expected_calibration_error(4 * margins) > 0.1
 
 
-def test_the_calibration_error_by_hand():
-    # Two pairs at confidence 0.9, one right and one wrong: |0.9 - 0.5|.
-    margin = np.log(9.0)
-    assert expected_calibration_error(np.array([margin, -margin]), num_bins=1) == pytest.approx(0.4)
+def test_whole_sets_are_measured_by_order_and_by_their_best():
+    sets = [judged(("ada", 2, 0), ("ben", 2, 1))]
+    right = build_report(sets, scores(0, 1, 2), ["detail"])["criteria"]["detail"]
+    # Ada's 2 > 1 > 0 is the model's order; of Ben's 2 > 0 > 1 one pair of three is not.
+    assert right["tau_b"] == pytest.approx((1 + 1 / 3) / 2)
+    assert (right["regret"], right["regret_random"]) == (0.0, pytest.approx(2 / 3))
+    wrong = build_report(sets, scores(2, 1, 0), ["detail"])["criteria"]["detail"]
+    assert wrong["regret"] == 1.0
+    assert wrong["ece"] > wrong["ece_expected"]
+    assert wrong["brier"] > 0.25
+
+
+def test_slices_tell_where_it_is_good():
+    sets = []
+    for index, lang in enumerate(["en", "zh"] * 10):
+        name = f"q{index}"
+        one = judged(("ada", 2, 0), prompt=name)
+        sets.append(replace(one, prompt=Prompt(id=name, text=name, lang=lang, category="poster")))
+    values = {}
+    for candidates in sets:
+        rising = (0, 1, 2) if candidates.prompt.lang == "en" else (2, 1, 0)
+        values |= scores(*rising, prompt=candidates.prompt.id)
+    slices = build_report(sets, values, ["detail"])["slices"]
+    assert slices["language"] == {
+        "en": {"accuracy": 1.0, "num_pairs": 30},
+        "zh": {"accuracy": 0.0, "num_pairs": 30},
+    }
+    assert slices["category"]["poster"]["accuracy"] == 0.5
+    assert slices["annotator"]["ada"]["num_pairs"] == 60
+    assert "models" not in slices
+
+
+def test_the_page_has_the_numbers_and_escapes_what_people_wrote(tmp_path):
+    one = judged(*[("<b>ada", 2, 0)] * 10)
+    report = build_report([one], scores(0, 1, 2), ["detail"]) | {"held_out": "test"}
+    write_page(report, tmp_path / "deep/report.html", minimum=0.9)
+    page = (tmp_path / "deep/report.html").read_text(encoding="utf-8")
+    assert "The gate at 0.900 is open." in page
+    assert "&lt;b&gt;ada" in page
+    assert "<b>ada" not in page
+    assert f"{report['ece_expected']:.3f} on as many pairs" in page
+    assert "is shut" in render_report({**report, "accuracy": 0.5}, 0.9)
 
 
 @pytest.fixture

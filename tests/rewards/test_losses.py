@@ -1,10 +1,24 @@
 import itertools
 import math
 
+import choix
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.stats import norm
 
-from rewards.losses import all_equal, best_then_worst, bradley_terry, centring
+from rewards.losses import (
+    all_bad,
+    all_equal,
+    best_then_worst,
+    bradley_terry,
+    centring,
+    gaussian_bradley_terry,
+    mean_by_criterion,
+    plackett_luce,
+    rao_kupper,
+    weighted_mean,
+)
 
 
 def row(*values):
@@ -91,3 +105,148 @@ def test_equal_scores_are_what_a_tie_asks_for():
 def test_centring_pins_the_mean_alone():
     assert centring(row(1, -1), full(row(0, 0))).item() == 0
     assert centring(row(1, 2), full(row(0, 0))).item() == pytest.approx(2.25)
+
+
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_mirrored_pairs_are_the_same_to_the_bit():
+    margins = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(bradley_terry(margins, 0.75), bradley_terry(-margins, 0.25))
+    variance = margins.square()
+    mirrored = gaussian_bradley_terry(-margins, variance, 0.25).flip(0)
+    torch.testing.assert_close(
+        gaussian_bradley_terry(margins, variance, 0.75).flip(0), mirrored, rtol=0, atol=1e-14
+    )
+    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    swapped = shares[[1, 0, 2]]
+    assert torch.equal(rao_kupper(margins, 0.4, shares), rao_kupper(-margins, 0.4, swapped))
+
+
+def likelihoods(margin, k):
+    outcomes = torch.eye(3, dtype=torch.float64)
+    return (-rao_kupper(numbers(*[margin] * 3), k, outcomes)).exp()
+
+
+def test_rao_kupper_by_hand():
+    # Strengths 3 and 1 with theta = e^k = 2: 3/(3+2), 1/(1+6), and (4-1)*3*1/((3+2)(1+6)).
+    torch.testing.assert_close(likelihoods(math.log(3), math.log(2)), numbers(3 / 5, 1 / 7, 9 / 35))
+    for margin, k in ((0.0, 1e-6), (2.0, 0.3), (-40.0, 1.0), (0.5, 60.0)):
+        assert likelihoods(margin, k).sum().item() == pytest.approx(1)
+    # Without a threshold it is Bradley-Terry.
+    assert rao_kupper(numbers(1.3), 1e-12, numbers(1, 0, 0)).item() == pytest.approx(
+        bradley_terry(numbers(1.3)).item()
+    )
+
+
+def test_the_tie_threshold_is_learned_from_the_share_of_ties():
+    # At d = 0 the tie has probability (t - 1) / (t + 1), t = e^k: half of the votes make t = 3.
+    raw = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([raw], max_iter=50)
+
+    def closure():
+        optimizer.zero_grad()
+        k = torch.nn.functional.softplus(raw)
+        loss = rao_kupper(numbers(0.0), k, numbers(0.25, 0.25, 0.5)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.nn.functional.softplus(raw).item() == pytest.approx(math.log(3), rel=1e-4)
+
+
+@pytest.mark.parametrize(("d", "v"), [(0.0, 1.0), (1.5, 0.3), (-2.0, 4.0), (3.0, 9.0)])
+def test_gaussian_uncertainty_is_the_integral(d, v):
+    integral, _ = quad(lambda z: norm.pdf(z, d, math.sqrt(v)) / (1 + math.exp(-z)), -40, 40)
+    loss = gaussian_bradley_terry(numbers(d), numbers(v))
+    assert math.exp(-loss.item()) == pytest.approx(integral, rel=2e-4)
+    # The probit approximation of Mackay (1992) is near.
+    near = bradley_terry(numbers(d / math.sqrt(1 + math.pi * v / 8)))
+    assert loss.item() == pytest.approx(near.item(), abs=0.05)
+
+
+def test_doubt_costs_where_right_and_pays_where_wrong():
+    right, wrong = numbers(2.0), numbers(-2.0)
+    none, some = numbers(0.0), numbers(1.0)
+    torch.testing.assert_close(gaussian_bradley_terry(right, none), bradley_terry(right))
+    assert gaussian_bradley_terry(right, some) > gaussian_bradley_terry(right, none)
+    assert gaussian_bradley_terry(wrong, some) < gaussian_bradley_terry(wrong, none)
+
+
+RANKINGS = [(0, 1, 2, 3), (1, 0, 3, 2), (0, 2, 1, 3), (3, 0, 1, 2), (0, 1, 3, 2), (2, 1, 0, 3)]
+
+
+def test_plackett_luce_is_that_of_choix():
+    scores = numbers(0.3, -0.2, 0.9, 0.0)
+    rows = scores.expand(len(RANKINGS), -1)
+    loss = plackett_luce(rows, full(rows), torch.tensor(RANKINGS))
+    wanted = choix.log_likelihood_rankings(RANKINGS, scores.numpy())
+    assert -loss.sum().item() == pytest.approx(wanted)
+    top = plackett_luce(rows, full(rows), torch.tensor(RANKINGS)[:, :1])
+    data = [(r[0], r[1:]) for r in RANKINGS]
+    assert -top.sum().item() == pytest.approx(choix.log_likelihood_top1(data, scores.numpy()))
+
+
+def test_the_most_likely_scores_are_those_of_choix():
+    scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-9)
+
+    def closure():
+        optimizer.zero_grad()
+        rows = scores.expand(len(RANKINGS), -1)
+        loss = plackett_luce(rows, full(rows), torch.tensor(RANKINGS)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    wanted = torch.from_numpy(choix.opt_rankings(4, RANKINGS))
+    torch.testing.assert_close((scores - scores.mean()).detach(), wanted, atol=1e-4, rtol=0)
+
+
+def test_rankings_of_several_lengths_stand_in_one_batch():
+    scores = torch.randn(2, 4, dtype=torch.float64)
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    ranking = torch.tensor([[2, 0, 1, 3], [1, 2, -1, -1]])
+    both = plackett_luce(scores, mask, ranking)
+    alone = plackett_luce(scores[1:, :3], full(scores[1:, :3]), ranking[1:, :2])
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_all_bad_stands_below_what_was_picked_elsewhere():
+    scores, anchor = row(1.0, 3.0), numbers(2.0)
+    wanted = (math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 2
+    assert all_bad(scores, full(scores), anchor).item() == pytest.approx(wanted)
+    mask = torch.tensor([[True, False]])
+    assert all_bad(scores, mask, anchor).item() == pytest.approx(math.log1p(math.exp(-1)))
+
+
+def test_means_by_reliability_and_by_criterion():
+    assert weighted_mean(numbers(1, 3), numbers(3, 1)).item() == 1.5
+    with pytest.raises(ValueError, match="at least 0 and one above it"):
+        weighted_mean(numbers(1, 3), numbers(0, 0))
+    losses = torch.tensor([[1.0, 8.0, 5.0], [3.0, 9.0, 5.0]], dtype=torch.float64)
+    asked = torch.tensor([[True, True, False], [True, False, False]])
+    mean = mean_by_criterion(losses, asked, numbers(1, 1, 7))
+    assert mean.item() == pytest.approx((2 + 8) / 2)
+    assert mean_by_criterion(losses, asked, numbers(3, 1, 7)).item() == pytest.approx(14 / 4)
+
+
+def test_gradients_are_those_of_finite_differences():
+    scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]])
+    ranking = torch.tensor([[0, 3, 1, 2], [2, 1, -1, -1], [1, 0, 2, -1]])
+    best, worst = torch.tensor([0, 1, 2]), torch.tensor([1, 3, 0])
+    margin, k = numbers(0.4, -1.0).requires_grad_(), numbers(0.3).requires_grad_()
+    variance = numbers(0.5, 2.0).requires_grad_()
+    shares = torch.tensor([[0.5, 0.2, 0.3], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    for function, inputs in (
+        (lambda s: plackett_luce(s, mask, ranking), (scores,)),
+        (lambda s: best_then_worst(s, mask, best, worst), (scores,)),
+        (lambda s: all_bad(s, mask, numbers(0.1, 0.2, 0.3)), (scores,)),
+        (lambda s: all_equal(s, mask), (scores,)),
+        (lambda d, t: rao_kupper(d, t, shares), (margin, k)),
+        (lambda d, v: gaussian_bradley_terry(d, v, 0.8), (margin, variance)),
+        (lambda d: bradley_terry(d, 0.8), (margin,)),
+    ):
+        assert torch.autograd.gradcheck(function, inputs)

@@ -1,0 +1,116 @@
+"""Settings of what a run learns from: images, pairs, lists, single images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from annotate.records import Question, Split
+from annotate.settings import Config
+
+__all__ = [
+    "Bucket",
+    "Fraction",
+    "JsonlPairsConfig",
+    "NonNegative",
+    "PairsConfig",
+    "Positive",
+    "ResolutionConfig",
+    "SFTDataConfig",
+    "SnapshotPairsConfig",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ResolutionConfig(Config):
+    """The size images are brought to: scaled to cover it, then cut at the centre."""
+
+    height: Positive | None = None
+    width: Positive | None = None
+    """Pixels, multiples of 16; null for both: images keep their size and must all have the same."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> ResolutionConfig:
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"give height and width or none, got {self.height} x {self.width}")
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value is not None and value % 16:
+                raise ValueError(f"{name} must be a multiple of 16 pixels, got {value}")
+        return self
+
+
+Bucket = tuple[Positive, Positive]
+"""Height and width of an aspect-ratio bucket, in pixels."""
+
+
+class SFTDataConfig(ResolutionConfig):
+    """Rows of ``{"prompt", "image", "score"}``, and optionally ``"split"`` and the instructions
+    ``"style"``, ``"layout"`` and ``"colour"``, which follow the prompt."""
+
+    path: Path
+    """JSONL file; image paths are relative to its folder."""
+    min_score: float | None = 4.8
+    """Rows below this score (of 5) are left out, as are rows without a score; null: all enter."""
+    caption_dropout: Fraction = 0.1
+    """Part of the samples trained with the empty caption, for classifier-free guidance."""
+    buckets: tuple[Bucket, ...] = ()
+    """Sizes ``[height, width]`` instead of one: each image is brought to the one of the nearest
+    aspect ratio, and each step trains on images of one size."""
+
+    @model_validator(mode="after")
+    def _buckets_are_sizes(self) -> SFTDataConfig:
+        if self.buckets and self.height is not None:
+            raise ValueError("give height and width, or buckets, not both")
+        if len(set(self.buckets)) < len(self.buckets):
+            raise ValueError(f"a bucket stands twice: {self.buckets}")
+        for height, width in self.buckets:
+            ResolutionConfig(height=height, width=width)
+        return self
+
+
+class SnapshotPairsConfig(ResolutionConfig):
+    """(win, lose) of each pick in a snapshot folder with images."""
+
+    type: Literal["snapshot"] = "snapshot"
+    path: Path
+    images: Path | None = None
+    """Folder of ``<sha256>.png``; null: the snapshot's own ``images/``."""
+    questions: tuple[Question, ...] = tuple(Question)
+    """Only picks that answer one of these."""
+    policy: Literal["win_lose", "implied_all"] = "win_lose"
+    """Pairs of a pick: the best against the worst, or all that best and worst imply."""
+    splits: tuple[Split, ...] = (Split.TRAIN,)
+    """Prompts to train on; those marked ``validation`` are held out."""
+    held_out_annotators: tuple[str, ...] = ()
+    """Pseudonyms whose picks are measured and never trained on."""
+    compare: Literal["image", "faulty_regions"] = "image"
+    """``faulty_regions``: where a pick marks faults on the image that it rejects, the pair is
+    compared there alone."""
+    smoothing_from_agreement: bool = False
+    """Make one pair of all picks on the same two images, the way the majority has it, with the
+    share of dissent as its label smoothing; shares from few picks lean to that of the whole
+    snapshot."""
+
+
+class JsonlPairsConfig(ResolutionConfig):
+    """Rows of ``{"prompt", "chosen", "rejected"}``, and optionally ``"weight"``, ``"split"``,
+    ``"annotator"``, ``"label_smoothing"``, ``"tie"``, ``"region"`` (a greyscale image: white
+    counts) and ``"noise_keys"`` (of chosen and rejected, ``seed/name/draw``).
+
+    With ``loss_type: kto`` rows of ``{"prompt", "image", "desirable"}``, with ``plackett_luce`` of
+    ``{"prompt", "images"}``, the best image first.
+    """
+
+    type: Literal["jsonl"] = "jsonl"
+    path: Path
+    """JSONL file; image paths are relative to its folder."""
+    held_out_annotators: tuple[str, ...] = ()
+    """Names in ``annotator`` whose rows are measured and never trained on."""
+
+
+PairsConfig = Annotated[SnapshotPairsConfig | JsonlPairsConfig, Field(discriminator="type")]
