@@ -11,7 +11,7 @@ from diffusers import QwenImageTransformer2DModel
 from peft import LoraConfig
 
 from align import cli
-from align.commands.plan import RUNGS, kind_of
+from align.commands.plan import KINDS, RUNGS, kind_of
 from align.config import DPOConfig, load_config
 from align.ledger import SAVED_UNITS, ModelShape, Tokens, state_bytes_per_parameter
 from align.optim import make_optimizer, state_bytes
@@ -118,15 +118,16 @@ def test_the_predictions_agree_with_the_model_of_the_card():
     assert not eager.fits
 
 
-LADDER = sorted(path for path in FULL.parent.glob("*gb*.yaml"))
+LADDER = sorted(FULL.parents[1].glob("*/qwen_image_*gb*.yaml"))
 
 
-@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in LADDER])
+@pytest.mark.parametrize("path", [pytest.param(p, id=f"{p.parent.name}/{p.stem}") for p in LADDER])
 def test_a_rung_says_what_is_predicted_of_it(path):
     pattern = r"# Predicted for (\S+): ([\d.]+) GiB, ([\d.]+) s a step\. Not measured\."
     said = re.search(pattern, path.read_text(encoding="utf-8"))
     assert said, path
-    found = make_plan(workload_of(load_config(DPOConfig, path)), GPUS[said[1]], 1)
+    config = load_config(KINDS[kind_of(path)], path)
+    found = make_plan(workload_of(config), GPUS[said[1]], 1)
     assert found.fits
     assert float(said[2]) == pytest.approx(found.peak_bytes / 2**30, abs=0.06)
     assert float(said[3]) == pytest.approx(found.step_seconds, rel=0.01)
