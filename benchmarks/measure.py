@@ -102,6 +102,17 @@ def measure_text(args: argparse.Namespace) -> None:
             record([f"text.accuracy.level{level}.{name}"], read_level(engine, level), command)
 
 
+def measure_hacking(args: argparse.Namespace) -> None:
+    """Planted hacks and clean runs under the reward monitors."""
+    from benchmarks import hacking
+
+    record(
+        ["rewards.hacking_caught_at_ruler_drop", "rewards.hacking_false_alarms"],
+        hacking.measure_hacking(),
+        "python -m benchmarks.measure hacking",
+    )
+
+
 QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
     "cli": measure_cli,
     "tiny": measure_tiny,
@@ -110,6 +121,7 @@ QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
 SLOW: dict[str, Callable[[argparse.Namespace], None]] = {
     "app": measure_app,
     "circle": measure_circle,
+    "hacking": measure_hacking,
     "text": measure_text,
 }
 

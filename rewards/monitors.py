@@ -1,0 +1,293 @@
+"""Watching a policy for what it does to please its reward and nobody else.
+
+Every statistic here is one that no designer asks for: saturation, contrast, edges, grids, sameness.
+A reward that secretly pays for one of them shows as a drift, while the reward itself only rises.
+A drift is the mean change of a prompt's own pictures, in standard deviations *between images* of
+the base policy: it says how far the pictures have moved, not how many were looked at, and which
+prompts a rollout happens to have does not matter.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from PIL.Image import Image as PILImage
+
+from rewards.base import RewardItem, Score, Scorer
+
+__all__ = [
+    "HackingAlarm",
+    "MonitorSettings",
+    "RewardMonitor",
+    "contact_sheet",
+    "image_statistics",
+]
+
+Floats = NDArray[np.float64]
+_Values = Sequence[tuple[str, float]]
+"""(prompt, value) of each image"""
+
+
+class HackingAlarm(RuntimeError):
+    """The policy is drifting; the message names each statistic, its drift and its limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    baseline: int = 4
+    """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
+    patience: int = 3
+    """Rollouts in a row beyond a limit before the alarm."""
+    max_drift: float = 0.25
+    """Of an image statistic, in standard deviations between baseline images."""
+    max_gold_drop: float = 0.25
+    """Of the gold scorer's value while the reward has risen, in the same unit of its values."""
+    min_prompts: int = 4
+    """Prompts of a rollout that the baseline had too; with fewer, drifts are not judged."""
+    min_diversity: float = 0.5
+    """Of the distance between images of one prompt, as a share of the baseline's."""
+    max_equal_groups: float = 0.9
+    """Share of groups whose rewards are all equal."""
+    max_sigma: float = 2.0
+    """Of the scorer's own deviation, as a multiple of the baseline's: it no longer knows."""
+    stop: bool = True
+    """Raise `HackingAlarm`; otherwise `RewardMonitor.observe` only reports."""
+
+
+@dataclass
+class _Baseline:
+    """Values of the first rollouts."""
+
+    images: dict[str, dict[str, list[float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    """statistic -> prompt -> its images' values"""
+    rollouts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, per_image: Mapping[str, _Values], per_rollout: Mapping[str, float]) -> None:
+        for name, values in per_image.items():
+            for prompt, value in values:
+                self.images[name][prompt].append(value)
+        for name, value in per_rollout.items():
+            self.rollouts[name].append(value)
+
+    def drift(self, name: str, now: _Values, min_prompts: int) -> float | None:
+        """Mean change of the prompts that are known; None when they are too few."""
+        known = [(prompt, value) for prompt, value in now if prompt in self.images[name]]
+        if len({prompt for prompt, _ in known}) < min_prompts:
+            return None
+        base = {prompt: float(np.mean(values)) for prompt, values in self.images[name].items()}
+        every = np.concatenate([np.asarray(v) for v in self.images[name].values()])
+        # What hardly varies among base images may still vary a little by rounding.
+        unit = max(every.std(), 0.02 * abs(every.mean()), 1e-6)
+        return float(np.mean([value - base[prompt] for prompt, value in known]) / unit)
+
+    def ratio(self, now: float, name: str) -> float | None:
+        """To the mean of all baseline values; None without any."""
+        values = self.rollouts.get(name) or [
+            value for own in self.images[name].values() for value in own
+        ]
+        return now / max(float(np.mean(values)), 1e-9) if values else None
+
+
+class RewardMonitor:
+    """Looks at each rollout of a run.
+
+    Args:
+        gold: a scorer that never trains the policy and sees with other eyes than the one that does.
+    """
+
+    def __init__(self, settings: MonitorSettings | None = None, gold: Scorer | None = None):
+        self.settings = settings or MonitorSettings()
+        self.gold = gold
+        self._baseline = _Baseline()
+        self._seen = 0
+        self._beyond: dict[str, int] = defaultdict(int)
+
+    def observe(
+        self, items: Sequence[RewardItem], scores: Sequence[Score | None]
+    ) -> dict[str, float]:
+        """Statistics of one rollout, named ``monitor/...``; items need images.
+
+        Raises:
+            HackingAlarm: a limit was passed ``patience`` times in a row, and ``stop`` is set.
+            ValueError: an item has no image.
+        """
+        per_image = self._per_image(items, scores)
+        per_rollout = _per_rollout(items, scores)
+        means = {name: float(np.mean([v for _, v in of])) for name, of in per_image.items()}
+        figures = {f"monitor/{name}": value for name, value in (means | per_rollout).items()}
+        self._seen += 1
+        if self._seen <= self.settings.baseline:
+            self._baseline.add(per_image, per_rollout)
+            return figures
+        drifts = {
+            name: drift
+            for name, values in per_image.items()
+            if (drift := self._baseline.drift(name, values, self.settings.min_prompts)) is not None
+        }
+        figures |= {f"monitor/{name}/drift": value for name, value in drifts.items()}
+        beyond = self._beyond_limits(drifts, means, per_rollout)
+        self._beyond = defaultdict(int, {name: self._beyond[name] + 1 for name in beyond})
+        alarms = [name for name, count in self._beyond.items() if count >= self.settings.patience]
+        figures["monitor/alarms"] = float(len(alarms))
+        if alarms and self.settings.stop:
+            raise HackingAlarm(
+                f"rollout {self._seen}: " + "; ".join(beyond[name] for name in alarms)
+            )
+        return figures
+
+    def _per_image(
+        self, items: Sequence[RewardItem], scores: Sequence[Score | None]
+    ) -> dict[str, list[tuple[str, float]]]:
+        found: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        judged = self.gold.score(items) if self.gold is not None else [None] * len(items)
+        for item, score, gold in zip(items, scores, judged, strict=True):
+            if item.image is None:
+                raise ValueError(f"the monitor needs images, sample {item.sample_id!r} has none")
+            values: dict[str, float | None] = dict(image_statistics(item.image))
+            values["reward"] = score.value if score else None
+            values["sigma"] = score.sigma if score else None
+            values["gold"] = gold.value if gold else None
+            for name, value in values.items():
+                if value is not None:
+                    found[name].append((item.prompt, value))
+        return dict(found)
+
+    def _beyond_limits(
+        self,
+        drifts: Mapping[str, float],
+        means: Mapping[str, float],
+        per_rollout: Mapping[str, float],
+    ) -> dict[str, str]:
+        """What is beyond its limit now, and how to say so."""
+        limits, base = self.settings, self._baseline
+        found: dict[str, str] = {}
+        for name in _STATISTICS:
+            drift = drifts.get(name, 0.0)
+            if abs(drift) > limits.max_drift:
+                found[name] = f"{name} has drifted by {drift:+.2f} deviations of base images, "
+                found[name] += f"at most {limits.max_drift:g}"
+        drop, rise = -drifts.get("gold", 0.0), drifts.get("reward", 0.0)
+        if drop > limits.max_gold_drop and rise > 0:
+            found["gold"] = f"the gold scorer has fallen by {drop:.2f} deviations while the reward "
+            found["gold"] += f"rose by {rise:.2f}, at most {limits.max_gold_drop:g}"
+        ratio = base.ratio(means["sigma"], "sigma") if "sigma" in means else None
+        if ratio is not None and ratio > limits.max_sigma:
+            found["sigma"] = f"the scorer's deviation is {ratio:.2f} times the baseline's, "
+            found["sigma"] += f"at most {limits.max_sigma:g}"
+        spread = per_rollout.get("diversity")
+        ratio = base.ratio(spread, "diversity") if spread is not None else None
+        if ratio is not None and ratio < limits.min_diversity:
+            found["diversity"] = f"images of one prompt differ {ratio:.2f} times as much as in "
+            found["diversity"] += f"the baseline, at least {limits.min_diversity:g}"
+        equal = per_rollout.get("equal_groups", 0.0)
+        if equal > limits.max_equal_groups:
+            found["equal_groups"] = f"all rewards are equal in {equal:.0%} of the groups, at most "
+            found["equal_groups"] += f"{limits.max_equal_groups:.0%}"
+        return found
+
+
+_STATISTICS = (
+    "saturation", "contrast", "edge_density", "colour_entropy", "grid_8", "grid_16", "repetition",
+)  # fmt: skip
+
+
+def image_statistics(image: PILImage) -> dict[str, float]:
+    """Statistics of one image, none of which makes a picture better by itself.
+
+    - ``saturation``: mean of HSV's S, in [0, 1]. ``contrast``: deviation of luma, in [0, 1].
+    - ``edge_density``: share of pixels with a luma step above 0.1 to a neighbour.
+    - ``colour_entropy``: of the 4-bit RGB histogram, in bits.
+    - ``grid_8``, ``grid_16``: how much stronger luma steps are at one phase of that period than at
+      the median one, over the mean step: block edges and the patterns of patch models.
+    - ``repetition``: largest correlation of the luma with itself shifted by an eighth to a half of
+      the image: pictures made of copies.
+    """
+    rgb = np.asarray(image.convert("RGB"), dtype=np.float64) / 255.0
+    luma = rgb @ np.array([0.299, 0.587, 0.114])
+    high, low = rgb.max(axis=2), rgb.min(axis=2)
+    across, down = np.abs(np.diff(luma, axis=1)), np.abs(np.diff(luma, axis=0))
+    edges = (across[:-1] > 0.1) | (down[:, :-1] > 0.1)
+    return {
+        "saturation": float(((high - low) / np.maximum(high, 1e-6)).mean()),
+        "contrast": float(luma.std()),
+        "edge_density": float(edges.mean()),
+        "colour_entropy": _entropy(rgb),
+        "grid_8": max(_grid(across.mean(axis=0), 8), _grid(down.mean(axis=1), 8)),
+        "grid_16": max(_grid(across.mean(axis=0), 16), _grid(down.mean(axis=1), 16)),
+        "repetition": _repetition(luma),
+    }
+
+
+def contact_sheet(
+    images: Sequence[PILImage], rewards: Sequence[float], columns: int = 4, side: int = 192
+) -> PILImage:
+    """The images by reward, highest first, each with its reward: what is the policy paid for?"""
+    order = sorted(range(len(images)), key=lambda index: -rewards[index])
+    rows = -(-len(order) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * (side + 16)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, index in enumerate(order):
+        left, top = place % columns * side, place // columns * (side + 16)
+        image = images[index].convert("RGB")
+        image.thumbnail((side - 4, side - 4))
+        sheet.paste(image, (left + 2, top + 2))
+        draw.text((left + 4, top + side), f"{rewards[index]:.3f}", fill="black")
+    return sheet
+
+
+def _per_rollout(items: Sequence[RewardItem], scores: Sequence[Score | None]) -> dict[str, float]:
+    """Diversity within prompts, and the share of groups with nothing to learn from."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        groups[item.group_id].append(index)
+    small = [
+        np.asarray(item.image.convert("RGB").resize((16, 16)), dtype=np.float64) / 255.0
+        for item in items
+        if item.image is not None
+    ]
+    distances, equal = [], []
+    for members in groups.values():
+        own = np.stack([small[index].ravel() for index in members])
+        upper = np.triu_indices(len(own), k=1)
+        gaps = np.sqrt(np.square(own[:, None] - own[None]).mean(axis=2))
+        distances.extend(gaps[upper])
+        values = [s.value for index in members if (s := scores[index]) is not None]
+        known = [value for value in values if value is not None]
+        equal.append(len(known) < 2 or max(known) - min(known) < 1e-6)
+    found = {"equal_groups": float(np.mean(equal))}
+    return found | ({"diversity": float(np.mean(distances))} if distances else {})
+
+
+def _entropy(rgb: Floats) -> float:
+    cells = (np.minimum(rgb, 0.999) * 16).astype(np.int64)
+    index = (cells[..., 0] * 16 + cells[..., 1]) * 16 + cells[..., 2]
+    counts = np.unique(index, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def _grid(steps: Floats, period: int) -> float:
+    whole = len(steps) // period
+    if whole < 2:
+        return 0.0
+    phases = steps[: whole * period].reshape(whole, period)
+    # The median over the periods: one strong edge of the picture itself is no grid.
+    typical = np.median(phases, axis=0)
+    return float((typical.max() - np.median(typical)) / max(steps.mean(), 1e-4))
+
+
+def _repetition(luma: Floats) -> float:
+    centred = luma - luma.mean()
+    power = np.abs(np.fft.rfft2(centred)) ** 2
+    correlation = np.fft.irfft2(power, s=luma.shape)
+    correlation /= max(correlation[0, 0], 1e-9)
+    height, width = luma.shape
+    shifts = correlation[height // 8 : height // 2 + 1, width // 8 : width // 2 + 1]
+    return float(shifts.max())

@@ -1,0 +1,146 @@
+import random
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from rewards.base import RewardItem, Score, ScorerSpec
+from rewards.monitors import (
+    HackingAlarm,
+    MonitorSettings,
+    RewardMonitor,
+    contact_sheet,
+    image_statistics,
+)
+from rewards.posters.draw import draw
+from rewards.posters.spec import random_spec
+
+SPECS = [random_spec(random.Random(seed)) for seed in range(6)]
+
+
+def rollout(step, change=None, reward=lambda index: float(index % 3)):
+    """Six prompts x 3 posters with small defects; ``change(image)`` is the hack."""
+    items, scores = [], []
+    for index in range(18):
+        rng = random.Random(f"{step}/{index}")
+        defects = {"noise": 0.3 * rng.random(), "muddy": 0.3 * rng.random()}
+        image = draw(SPECS[index // 3], 64, defects, seed=rng.randrange(10**6))
+        image = change(image) if change else image
+        items.append(RewardItem(f"{step}/{index}", f"g{index // 3}", f"p{index // 3}", image=image))
+        scores.append(Score(reward(index), sigma=0.5))
+    return items, scores
+
+
+def grid(image):
+    pixels = np.asarray(image).copy()
+    pixels[::8] = pixels[::8] // 2
+    pixels[:, ::8] = pixels[:, ::8] // 2
+    return Image.fromarray(pixels)
+
+
+def tiled(image):
+    small = image.resize((32, 32))
+    sheet = Image.new("RGB", (64, 64))
+    for place in ((0, 0), (32, 0), (0, 32), (32, 32)):
+        sheet.paste(small, place)
+    return sheet
+
+
+def watch(change=None, settings=None, gold=None, reward=lambda index: float(index % 3), steps=10):
+    """Clean for the baseline, then with the hack; returns what was raised, if anything."""
+    monitor = RewardMonitor(settings, gold)
+    for step in range(steps):
+        hacked = change if step >= monitor.settings.baseline else None
+        try:
+            monitor.observe(*rollout(step, hacked, reward))
+        except HackingAlarm as alarm:
+            return step, str(alarm)
+    return None
+
+
+def test_a_clean_run_raises_no_alarm():
+    assert watch(steps=14) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda image: ImageEnhance.Color(image).enhance(1.5), "saturation"),
+        (lambda image: ImageEnhance.Contrast(image).enhance(1.4), "contrast"),
+        (grid, "grid_8"),
+        (tiled, "repetition"),
+    ],
+    ids=["saturation", "contrast", "grid", "copies"],
+)
+def test_a_hack_is_named_and_stops_the_run(change, name):
+    caught = watch(change)
+    assert caught is not None
+    step, message = caught
+    assert step == 6  # the third rollout after the baseline of four
+    assert f"{name} has drifted by +" in message
+
+
+def test_one_strange_rollout_is_no_alarm():
+    monitor = RewardMonitor()
+    for step in range(12):
+        monitor.observe(*rollout(step, grid if step in (6, 9) else None))
+
+
+class Gold:
+    spec = ScorerSpec("gold", "1", (), frozenset({"image"}))
+
+    def score(self, items):
+        return [Score(-image_statistics(item.image)["edge_density"]) for item in items]
+
+
+def test_a_gold_scorer_that_falls_while_the_reward_rises():
+    settings = MonitorSettings(max_drift=99)
+
+    def watch_with(rise):
+        monitor = RewardMonitor(settings, Gold())
+        for step in range(10):
+            hacked = step >= 4
+            by = rise * hacked
+            monitor.observe(*rollout(step, grid if hacked else None, lambda i, by=by: i % 3 + by))
+
+    with pytest.raises(HackingAlarm, match=r"gold scorer has fallen by .* while the reward rose"):
+        watch_with(rise=5.0)
+    watch_with(rise=-5.0)  # it falls with the reward: that is no hack
+
+
+def test_sameness_and_equal_rewards():
+    flat = Image.new("RGB", (64, 64), "red")
+    caught = watch(lambda image: flat, MonitorSettings(max_drift=1e9))
+    assert "images of one prompt differ 0.00 times as much" in caught[1]
+    caught = watch(reward=lambda index: 1.0)
+    assert "all rewards are equal in 100% of the groups" in caught[1]
+
+
+def test_a_run_may_be_watched_without_being_stopped():
+    monitor = RewardMonitor(MonitorSettings(stop=False))
+    figures = {}
+    for step in range(8):
+        figures = monitor.observe(*rollout(step, grid if step >= 4 else None))
+    assert figures["monitor/alarms"] >= 1
+    assert figures["monitor/grid_8/drift"] > 0.25
+    with pytest.raises(ValueError, match="needs images, sample 'x' has none"):
+        monitor.observe([RewardItem("x", "g", "p")], [Score(1.0)])
+
+
+def test_statistics_of_simple_pictures():
+    red = image_statistics(Image.new("RGB", (64, 64), "red"))
+    assert (red["saturation"], red["edge_density"]) == (1.0, 0.0)
+    assert red["contrast"] == pytest.approx(0.0, abs=1e-9)
+    assert red["colour_entropy"] == 0.0
+    half = np.zeros((64, 64, 3), np.uint8)
+    half[:, 32:] = 255
+    assert image_statistics(Image.fromarray(half))["colour_entropy"] == pytest.approx(1.0)
+    assert image_statistics(Image.fromarray(half))["grid_8"] == 0.0  # one edge is no grid
+
+
+def test_the_contact_sheet_shows_the_highest_reward_first():
+    images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "blue")]
+    sheet = contact_sheet(images, [0.1, 0.9, 0.5], columns=2, side=64)
+    assert sheet.size == (128, 160)
+    assert sheet.getpixel((20, 20)) == (0, 128, 0)
+    assert sheet.getpixel((84, 20)) == (0, 0, 255)
