@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": "annotate.commands.serve",
     "store": "annotate.commands.store",
     "snapshot": "annotate.commands.snapshot",
+    "db": "annotate.commands.db",
     "generate": "align.commands.generate",
     "reward": "rewards.commands.reward",
     "sft": "align.commands.sft",

@@ -161,11 +161,16 @@ def cut_snapshot(
 ) -> Snapshot:
     """Write the store's current picks as a snapshot into the new folder ``folder``.
 
+    A task whose annotators have all answered is closed by it: no answer is taken back any more.
+    Where a reviewer has overridden or discarded answers, that holds; the answers themselves stay in
+    the store. Checks (gold, qualification, repeat) are left out unless ``kinds`` names them.
+
     The folder appears whole or not at all. Cutting the same content there again is no error.
 
     Args:
         with_images: copy the images too, which makes the snapshot self-contained.
-        questions, kinds, splits: keep only the tasks and prompts of these; None keeps all.
+        questions, kinds, splits: keep only the tasks and prompts of these; None keeps all, of
+            kinds all but the checks.
 
     Raises:
         SnapshotError: there are no picks to cut, or an image in the store is missing or damaged.
@@ -202,7 +207,8 @@ def cut_snapshot(
     files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
     if not _is_snapshot(folder, manifest["digest"], with_images):
         _write_folder(folder, files, candidates if with_images else [], store)
-    store.add_snapshot(manifest["digest"], str(folder.resolve()), manifest["counts"])
+    judged = {pick.task_id for pick in picks}
+    store.add_snapshot(manifest["digest"], str(folder.resolve()), manifest["counts"], judged)
     return load_snapshot(folder, images=store.images)
 
 

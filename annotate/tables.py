@@ -7,28 +7,40 @@ that its task shows, and at most one pick of a slot is current.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
-    DateTime,
-    Dialect,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
-    Integer,
-    MetaData,
-    TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
+from annotate.columns import Base, ExactJSON, QueryJSON, RowId, UTCDateTime, one_of
+from annotate.review_tables import (
+    CAUSES,
+    DECISIONS,
+    KEY_ROLES,
+    AuditRow,
+    ReviewRow,
+    TaskKeyRow,
+)
 from annotate.schema import Criterion, Outcome, Question, Split
+
+__all__ = [
+    "CAUSES", "DECISIONS", "KEY_ROLES", "MAX_CANDIDATES", "PICK_STATUSES", "REASON_TARGETS",
+    "ROLES", "RUN_STATUSES", "SLOT_STATES", "THUMBS", "AssignmentRow", "AuditRow", "Base",
+    "CandidateRow", "ExactJSON", "GuidelineRow", "PickMarkRow", "PickReasonRow", "PickRegionRow",
+    "PickRow", "PromptRow", "QueryJSON", "ReviewRow", "RowId", "RunRow", "SessionRow", "SettingRow",
+    "SnapshotRow", "TaskCandidateRow", "TaskKeyRow", "TaskRow", "UTCDateTime", "UserRow", "one_of",
+]  # fmt: skip
 
 MAX_CANDIDATES = 9
 ROLES = ("annotator", "reviewer", "lead", "engineer", "admin")
@@ -37,52 +49,6 @@ PICK_STATUSES = ("current", "withdrawn", "void")
 REASON_TARGETS = ("win", "lose")
 THUMBS = ("up", "down")
 RUN_STATUSES = ("running", "finished", "failed", "stopped")
-
-
-class UTCDateTime(TypeDecorator[datetime]):
-    """Aware UTC on both engines; SQLite alone would drop the zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"a naive datetime {value!r} cannot be stored; give an aware one")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# Content that a digest covers: PostgreSQL's JSON keeps the text as written, where JSONB would
-# rewrite numbers (1e16 comes back as an integer).
-ExactJSON = JSON()
-QueryJSON = JSON().with_variant(JSONB(), "postgresql")
-# SQLite autoincrements INTEGER keys only.
-RowId = BigInteger().with_variant(Integer(), "sqlite")
-
-
-def one_of(
-    column: str, values: tuple[str, ...] | type[Criterion | Outcome | Question | Split]
-) -> str:
-    """SQL text of a CHECK that ``column`` is one of ``values``."""
-    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
 
 
 class SettingRow(Base):
@@ -165,6 +131,10 @@ class TaskRow(Base):
     k_required: Mapped[int]
     reference: Mapped[int | None]
     """Ordinal of the gold image in reference mode."""
+    repeats_id: Mapped[str | None] = mapped_column(ForeignKey("task.id"), index=True)
+    """The task whose candidates this one shows to the same annotator again."""
+    closed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    """When a review or a snapshot closed it: from then on no answer is taken back."""
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
 
 
@@ -204,6 +174,7 @@ class AssignmentRow(Base):
         # The queue: what a claim scans, in the order in which it hands out.
         Index(
             "ix_assignment_queue",
+            "lane",
             "rank",
             "id",
             sqlite_where=text("state IN ('open', 'leased')"),
@@ -231,6 +202,10 @@ class AssignmentRow(Base):
     slot: Mapped[int]
     rank: Mapped[int] = mapped_column(BigInteger)
     """Place in the queue: small is early (`annotate.assignment.queue_rank`)."""
+    lane: Mapped[int] = mapped_column(server_default="1")
+    """0: reward scores gave it its rank; 1: chance did, which win rates may count."""
+    is_extra: Mapped[bool] = mapped_column(server_default=false())
+    """Whether disagreement asked for this slot, beyond the task's ``k_required``."""
     state: Mapped[str] = mapped_column(default="open")
     annotator_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     attempt: Mapped[int] = mapped_column(default=0)

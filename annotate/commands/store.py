@@ -43,7 +43,8 @@ def open_studio(studio: str, images: str | None, create: bool = False) -> Prefer
     return PreferenceStore.open(studio, images=images)
 
 
-def _studio_arguments(parser: argparse.ArgumentParser) -> None:
+def add_studio_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which studio."""
     parser.add_argument("studio", help="folder of the studio, or a database URL")
     parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")
 
@@ -55,13 +56,14 @@ def _init(args: argparse.Namespace, store: PreferenceStore) -> None:
 
 
 def _add_user_arguments(parser: argparse.ArgumentParser) -> None:
-    _studio_arguments(parser)
+    add_studio_arguments(parser)
     parser.add_argument("name")
     parser.add_argument("--role", choices=ROLES, default="annotator", help="(default: annotator)")
-    _password_arguments(parser)
+    add_password_arguments(parser)
 
 
-def _password_arguments(parser: argparse.ArgumentParser) -> None:
+def add_password_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a password comes from, when it is not asked for."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--generate-password", action="store_true", help="draw a password and print it once"
@@ -72,14 +74,15 @@ def _password_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_user(args: argparse.Namespace, store: PreferenceStore) -> None:
-    password = _password(args)
+    password = ask_password(args)
     user = store.add_user(args.name, password, args.role)
     print(f"Added {user.role} {user.name}.")
     if args.generate_password:
         print(f"Password, shown this once: {password}")
 
 
-def _password(args: argparse.Namespace) -> str:
+def ask_password(args: argparse.Namespace) -> str:
+    """The password that the arguments say how to get."""
     if args.generate_password:
         return secrets.token_urlsafe(12)
     if args.password_stdin:
@@ -93,11 +96,11 @@ def _password(args: argparse.Namespace) -> str:
 
 
 def _change_user_arguments(parser: argparse.ArgumentParser) -> None:
-    _studio_arguments(parser)
+    add_studio_arguments(parser)
     parser.add_argument("name")
     parser.add_argument("--role", choices=ROLES, help="give another role")
     parser.add_argument("--new-password", action="store_true", help="ask for a new password")
-    _password_arguments(parser)
+    add_password_arguments(parser)
     state = parser.add_mutually_exclusive_group()
     state.add_argument("--close", action="store_true", help="close the account; its picks stay")
     state.add_argument("--reopen", action="store_true", help="open a closed account again")
@@ -108,7 +111,7 @@ def _change_user(args: argparse.Namespace, store: PreferenceStore) -> None:
     if not (args.role or wants_password or args.close or args.reopen):
         raise ValueError("nothing to change: give --role, --new-password, --close or --reopen")
     user = store.user(args.name)
-    password = _password(args) if wants_password else None
+    password = ask_password(args) if wants_password else None
     is_active = False if args.close else True if args.reopen else None
     user = store.update_user(user.id, role=args.role, password=password, is_active=is_active)
     print(f"{user.name} is {user.role}, {'active' if user.is_active else 'closed'}.")
@@ -126,7 +129,7 @@ def _users(args: argparse.Namespace, store: PreferenceStore) -> None:
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
-    _studio_arguments(parser)
+    add_studio_arguments(parser)
     parser.add_argument("source", type=Path, help="file or folder to take in")
     parser.add_argument(
         "--format",
@@ -193,7 +196,7 @@ def _guess_format(source: Path) -> str:
 
 
 def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
-    _studio_arguments(parser)
+    add_studio_arguments(parser)
     parser.add_argument(
         "--question",
         action="append",
@@ -234,8 +237,49 @@ def _tasks(args: argparse.Namespace, store: PreferenceStore) -> None:
     print(f"New: {after.tasks - before} tasks. Open slots now: {after.slots.get('open', 0)}.")
 
 
+def _policy_arguments(parser: argparse.ArgumentParser) -> None:
+    add_studio_arguments(parser)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field"
+    )
+
+
+def _policy(args: argparse.Namespace, store: PreferenceStore) -> None:
+    changes = dict(part.partition("=")[::2] for part in args.set)
+    policy = store.set_policy(None, **changes) if changes else store.policy()
+    for name, value in policy.model_dump().items():
+        print(f"{name:<22}  {value}")
+
+
+def _prioritise_arguments(parser: argparse.ArgumentParser) -> None:
+    add_studio_arguments(parser)
+    parser.add_argument(
+        "scores", type=Path, help='JSONL of {"candidate_id", "uncertainty"}, one a line'
+    )
+
+
+def _prioritise(args: argparse.Namespace, store: PreferenceStore) -> None:
+    """A task is worth the mean uncertainty of what it shows."""
+    doubt: dict[str, float] = {}
+    for number, line in enumerate(args.scores.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            doubt[row["candidate_id"]] = float(row["uncertainty"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{args.scores}, line {number}: needs candidate_id and uncertainty ({error!r})"
+            ) from error
+    values = {
+        task.id: sum(doubt[name] for name in task.candidate_ids) / len(task.candidate_ids)
+        for task in store.tasks()
+        if all(name in doubt for name in task.candidate_ids)
+    }
+    moved = store.prioritise(values)
+    print(f"{moved} open slots of {len(values)} tasks are ranked by uncertainty.")
+
+
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
-    _studio_arguments(parser)
+    add_studio_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -255,7 +299,7 @@ ACTIONS = {
         "Make a studio: a database and a folder for its images.",
         "winsome store init studio\n"
         "  winsome store init postgresql://winsome@db/winsome --images /data/images",
-        _studio_arguments,
+        add_studio_arguments,
         _init,
     ),
     "add-user": Action(
@@ -273,7 +317,7 @@ ACTIONS = {
     "users": Action(
         "List the accounts and what each has done.",
         "winsome store users studio",
-        _studio_arguments,
+        add_studio_arguments,
         _users,
     ),
     "import": Action(
@@ -296,5 +340,17 @@ ACTIONS = {
         "winsome store status studio",
         _status_arguments,
         _status,
+    ),
+    "policy": Action(
+        "Show how work is distributed, or change it: golds, repeats, caps, extra slots.",
+        "winsome store policy studio --set gold_rate=0.04 --set max_extra_slots=2",
+        _policy_arguments,
+        _policy,
+    ),
+    "prioritise": Action(
+        "Put open tasks in the order of a reward model's uncertainty.",
+        "winsome store prioritise studio uncertainty.jsonl",
+        _prioritise_arguments,
+        _prioritise,
     ),
 }

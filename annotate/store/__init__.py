@@ -5,10 +5,13 @@
         store.submit(user.id, Submission(...))
 
 Each part of the class is a module of its own: accounts (`users`), what is judged (`content`,
-`tasks`, `guidelines`), annotators' work (`work`, `leases`, `details`, `history`), images (`media`),
-and what comes out (`results`).
+`tasks`, `guidelines`), annotators' work (`work`, `queue`, `slots`, `leases`, `details`, `history`)
+and the checks on it (`policy`, `checks`, `quality`, `reviews`), images (`media`), what comes out
+(`results`), and the trail of it all (`audit`).
 """
 
+from annotate.store.audit import AuditEvent, AuditStore
+from annotate.store.backup import BackupStore
 from annotate.store.content import ContentStore
 from annotate.store.errors import (
     ConflictError,
@@ -31,15 +34,21 @@ from annotate.store.models import (
     Submission,
     User,
 )
+from annotate.store.policy import PolicyStore, WorkPolicy
+from annotate.store.quality import Judged, QualityStore
+from annotate.store.reviews import Dispute, ReviewStore, Verdict
 from annotate.store.tasks import TaskStore
 from annotate.store.users import UserStore
 
 __all__ = [
     "Answer",
+    "AuditEvent",
     "Claim",
     "ConflictError",
+    "Dispute",
     "Guideline",
     "GuidelineVersion",
+    "Judged",
     "LeaseError",
     "NotFoundError",
     "PreferenceStore",
@@ -51,8 +60,21 @@ __all__ = [
     "StoredPick",
     "Submission",
     "User",
+    "Verdict",
+    "WorkPolicy",
 ]
 
 
-class PreferenceStore(UserStore, ContentStore, TaskStore, GuidelineStore, HistoryStore):
+class PreferenceStore(
+    UserStore,
+    ContentStore,
+    TaskStore,
+    GuidelineStore,
+    HistoryStore,
+    QualityStore,
+    ReviewStore,
+    PolicyStore,
+    AuditStore,
+    BackupStore,
+):
     """An open preference store; make one with `PreferenceStore.open`."""

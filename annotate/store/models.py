@@ -34,7 +34,8 @@ class Progress:
     """Tasks answered, skips not counted."""
     skipped: int
     remaining: int
-    """Tasks that this annotator could still be given, the one in hand included."""
+    """Tasks that this annotator could still be given, the one in hand included; beyond
+    `annotate.store.work.PROGRESS_LIMIT` they are not counted."""
 
 
 @dataclass(frozen=True)

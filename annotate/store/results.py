@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from annotate.assignment import keyed_digest
 from annotate.schema import Candidate, Outcome, Pick, Prompt, Question, Run, Split, Task
+from annotate.store.audit import append_event
+from annotate.store.checks import CHECK_KINDS
 from annotate.store.content import candidate_record, prompt_record
 from annotate.store.details import NO_DETAILS, Details, load_details
 from annotate.store.engine import StoreBase, batches
@@ -21,6 +23,7 @@ from annotate.tables import (
     CandidateRow,
     PickRow,
     PromptRow,
+    ReviewRow,
     RunRow,
     SnapshotRow,
     TaskRow,
@@ -57,10 +60,16 @@ class ResultStore(StoreBase):
         questions: Collection[Question | str] | None = None,
         kinds: Collection[str] | None = None,
         splits: Collection[Split | str] | None = None,
+        reviewed: bool = True,
     ) -> tuple[list[Prompt], list[Candidate], list[Task], list[Pick]]:
         """Every current pick with the tasks, candidates and prompts it is about, as of one moment.
 
-        Each argument keeps only what it lists; None keeps all.
+        Each argument keeps only what it lists; None keeps all, of ``kinds`` all but the checks of
+        `annotate.store.checks`.
+
+        Args:
+            reviewed: put a reviewer's answer in the place of those that it overrides, and leave
+                out what a reviewer discarded; False gives the annotators' own answers.
         """
         query = (
             select(PickRow, UserRow.name_norm, PromptRow)
@@ -71,7 +80,9 @@ class ResultStore(StoreBase):
         )
         if questions is not None:
             query = query.where(TaskRow.question.in_([Question(q).value for q in questions]))
-        if kinds is not None:
+        if kinds is None:
+            query = query.where(TaskRow.kind.not_in(CHECK_KINDS))
+        else:
             query = query.where(TaskRow.kind.in_(list(kinds)))
         if splits is not None:
             query = query.where(PromptRow.split.in_([Split(s).value for s in splits]))
@@ -86,8 +97,12 @@ class ResultStore(StoreBase):
                 task_ids.add(pick.task_id)
                 if prompt.id not in prompts:
                     prompts[prompt.id] = prompt_record(prompt)
+            if reviewed:
+                picks = self._with_reviews(session, picks)
+                task_ids = {pick.task_id for pick in picks}
             tasks = load_tasks(session, task_ids)
             shown = {c for task in tasks for c in task.candidate_ids}
+            judged = {task.prompt_id for task in tasks}
             candidates = [
                 candidate_record(row)
                 for batch in batches(shown)
@@ -95,15 +110,66 @@ class ResultStore(StoreBase):
             ]
         # Sorted here and not in SQL, where the order of text follows the server's locale.
         return (
-            sorted(prompts.values(), key=lambda p: p.id),
+            sorted((p for p in prompts.values() if p.id in judged), key=lambda p: p.id),
             sorted(candidates, key=lambda c: c.id),
             tasks,
             sorted(picks, key=lambda p: p.id),
         )
 
-    def add_snapshot(self, digest: str, folder: str, counts: dict[str, int]) -> None:
-        """Remember that a snapshot was cut; again with the same digest changes its folder."""
+    def _with_reviews(self, session: Session, picks: list[Pick]) -> list[Pick]:
+        """The picks as the newest review of each task leaves them."""
+        newest: dict[str, tuple[ReviewRow, str]] = {}
+        for batch in batches({pick.task_id for pick in picks}):
+            query = (
+                select(ReviewRow, UserRow.name_norm)
+                .join(UserRow, UserRow.id == ReviewRow.reviewer_id)
+                .where(ReviewRow.task_id.in_(batch))
+                .order_by(ReviewRow.id)
+            )
+            newest.update((row.task_id, (row, name)) for row, name in session.execute(query))
+        settled = {
+            task_id: (row, name)
+            for task_id, (row, name) in newest.items()
+            if row.decision in ("override", "discard")
+        }
+        kept = [pick for pick in picks if pick.task_id not in settled]
+        for task_id, (row, name) in settled.items():
+            if row.decision == "override":
+                kept.append(self._adjudicated(task_id, row, name))
+        return kept
+
+    def _adjudicated(self, task_id: str, row: ReviewRow, reviewer_name: str) -> Pick:
+        reviewer = self.pseudonym(reviewer_name)
+        facts = (row.outcome, row.win, row.lose)
+        return Pick(
+            id=keyed_digest(b"pick", "review", task_id, reviewer, *facts).hex()[:32],
+            task_id=task_id,
+            annotator=reviewer,
+            outcome=Outcome(row.outcome or ""),
+            win=row.win,
+            lose=row.lose,
+        )
+
+    def add_snapshot(
+        self, digest: str, folder: str, counts: dict[str, int], task_ids: Collection[str] = ()
+    ) -> None:
+        """Remember that a snapshot was cut; again with the same digest changes its folder.
+
+        Args:
+            task_ids: the tasks whose picks it has. Those that every annotator has answered close.
+        """
+        unanswered = exists().where(
+            AssignmentRow.task_id == TaskRow.id, AssignmentRow.state.in_(["open", "leased"])
+        )
         with self._write() as session:
+            for batch in batches(sorted(task_ids)):
+                session.execute(
+                    update(TaskRow)
+                    .where(TaskRow.id.in_(batch), TaskRow.closed_at.is_(None), ~unanswered)
+                    .values(closed_at=datetime.now(UTC))
+                    .execution_options(synchronize_session=False)
+                )
+            append_event(session, None, "snapshot", f"snapshot:{digest}", {"counts": counts})
             row = session.get(SnapshotRow, digest)
             if row is None:
                 row = SnapshotRow(digest=digest, created_at=datetime.now(UTC))

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from annotate.assignment import canonical_order, keyed_digest, queue_rank
 from annotate.schema import Question, Task
+from annotate.store.checks import CHECK_KINDS
 from annotate.store.engine import StoreBase, batches, existing_ids, insert_rows, require_rows
 from annotate.store.errors import ConflictError, NotFoundError, StoreError
 from annotate.store.models import Answer
@@ -48,14 +49,19 @@ class TaskStore(StoreBase):
 
         Args:
             candidates: (prompt id, ids of the 2 to 9 candidates that the task shows), one a task.
-            kind: ``standard``, or any other word that tells tasks apart (``gold``, ``repeat``).
+            kind: ``standard``, or any other word that tells tasks apart. ``gold`` and
+                ``qualification`` are checks (`annotate.store.checks`): with
+                ``annotators_per_task=0`` they stand in no queue.
             priority: a higher one is handed out first (see `annotate.assignment.queue_rank`).
             seed: of the random order that gives each candidate its ordinal.
             references: ids of gold images. A task that shows one is in reference mode: the gold
                 image wins, and only the worst of the others is chosen.
         """
-        if annotators_per_task < 1:
-            raise StoreError(f"annotators_per_task must be at least 1, got {annotators_per_task}")
+        least = 0 if kind in CHECK_KINDS else 1
+        if annotators_per_task < least:
+            raise StoreError(
+                f"annotators_per_task must be at least {least}, got {annotators_per_task}"
+            )
         question = Question(question)
         groups = cast(
             "Iterable[tuple[str, Sequence[str]]]",
@@ -87,7 +93,7 @@ class TaskStore(StoreBase):
             for task_id, answer in wanted.items():
                 if any(slot.annotator_id == annotator_id for slot in slots[task_id]):
                     continue
-                slot = _fill_slot(session, slots[task_id], annotator_id)
+                slot = _fill_slot(session, task_id, slots[task_id], annotator_id)
                 session.add(_answered_pick(shown[task_id], answer, slot, annotator_id))
                 added += 1
         return added
@@ -249,12 +255,15 @@ def _load_slots(session: Session, task_ids: Iterable[str]) -> dict[str, list[Ass
     return slots
 
 
-def _fill_slot(session: Session, slots: list[AssignmentRow], annotator_id: int) -> AssignmentRow:
+def _fill_slot(
+    session: Session, task_id: str, slots: list[AssignmentRow], annotator_id: int
+) -> AssignmentRow:
     """Close an open slot for this annotator, or a new one when none is open."""
     slot = next((slot for slot in slots if slot.state == "open"), None)
     if slot is None:
-        last = slots[-1]
-        slot = AssignmentRow(**_slot_values(last.task_id, last.slot + 1, last.rank))
+        number = slots[-1].slot + 1 if slots else 1
+        rank = slots[-1].rank if slots else queue_rank(task_id)
+        slot = AssignmentRow(**_slot_values(task_id, number, rank))
         session.add(slot)
     slot.state = "done"
     slot.annotator_id = annotator_id

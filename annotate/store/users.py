@@ -12,6 +12,7 @@ from argon2.exceptions import VerificationError
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from annotate.store.audit import append_event
 from annotate.store.engine import StoreBase
 from annotate.store.errors import ConflictError, NotFoundError, StoreError
 from annotate.store.models import User
@@ -50,6 +51,7 @@ class UserStore(StoreBase):
                 raise ConflictError(f"there is a user {name!r} already")
             session.add(row)
             session.flush()
+            append_event(session, None, "add-user", f"user:{row.id}", {"role": role})
             return _user(row)
 
     def closed_account(self, name: str) -> User:
@@ -106,6 +108,8 @@ class UserStore(StoreBase):
             row.role = role or row.role
             row.is_active = row.is_active if is_active is None else is_active
             row.password_hash = password_hash or row.password_hash
+            facts = {"role": row.role, "active": row.is_active, "password": bool(password_hash)}
+            append_event(session, None, "change-user", f"user:{row.id}", facts)
             if password_hash or not row.is_active:
                 session.execute(
                     update(SessionRow)

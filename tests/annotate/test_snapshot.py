@@ -11,7 +11,7 @@ from studio import add_users, answer, fill, make_candidates, make_prompts
 
 from annotate.records import SnapshotError, load_snapshot
 from annotate.snapshot import cut_snapshot
-from annotate.store import Answer, PreferenceStore
+from annotate.store import Answer, ConflictError, PreferenceStore
 
 IDS = ["b", "A", "ä", "a", "Z", "你", "a-1"]
 GOLDEN = "afa2c3a6dde5f5f3161e0f44c6ccfb3a634bce247e969ceb19914797cf232ff7"
@@ -110,9 +110,16 @@ def test_times_and_telemetry_are_outside_the_digest(studio, snapshot, tmp_path):
     assert cut(studio, tmp_path / "bare", with_images=False).digest == snapshot.digest
 
 
-def test_an_undone_pick_is_not_in_the_next_snapshot(studio, snapshot, tmp_path):
+def test_an_undone_pick_is_not_in_the_next_snapshot(studio, tmp_path):
     claim = studio.undo(studio.user("ada annotator").id)
-    assert claim.task_id not in cut(studio, tmp_path / "next").task_of
+    snapshot = cut(studio, tmp_path / "next")
+    assert claim.task_id not in snapshot.task_of
+    assert len(load_snapshot(snapshot.folder).picks) == 2
+
+
+def test_what_is_in_a_snapshot_cannot_be_taken_back(studio, snapshot):
+    with pytest.raises(ConflictError, match="is in a snapshot"):
+        studio.undo(studio.user("ada annotator").id)
     assert len(load_snapshot(snapshot.folder).picks) == 3
 
 
@@ -133,7 +140,9 @@ def test_a_store_without_picks_gives_one_clear_error(store, tmp_path):
 
 def test_a_folder_is_never_overwritten(studio, snapshot, tmp_path):
     assert cut(studio, snapshot.folder).digest == snapshot.digest
-    studio.undo(studio.user("ada annotator").id)
+    (bo,) = add_users(studio, "bo")
+    fill(studio, tasks=3, each=3, annotators=2)
+    studio.submit(bo.id, answer(studio.claim(bo.id), "one more"))
     with pytest.raises(FileExistsError, match="is there already"):
         cut(studio, snapshot.folder)
     assert load_snapshot(snapshot.folder).digest == snapshot.digest

@@ -15,8 +15,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from studio import NOON, add_users, answer, fill
 
-from annotate.store import Claim, ConflictError, LeaseError, PreferenceStore
-from annotate.tables import AssignmentRow, PickRow
+from annotate.store import Claim, ConflictError, LeaseError, PreferenceStore, Verdict
+from annotate.tables import AssignmentRow, PickRow, TaskRow
 
 ANNOTATORS_PER_TASK = 2
 USERS = st.integers(0, 2)
@@ -34,6 +34,10 @@ class Studio(RuleBasedStateMachine):
         self.now = NOON
         self.keys = count()
         self.seen: list[list[Claim]] = [[], [], []]
+        self.store.set_policy(max_extra_slots=1)
+        (self.reviewer,) = add_users(self.store, "rita", role="reviewer")
+        self.tasks = [task.id for task in self.store.tasks()]
+        self.reviewed: set[str] = set()
 
     def teardown(self) -> None:
         self.store.close()
@@ -62,11 +66,13 @@ class Studio(RuleBasedStateMachine):
 
     @rule(user=USERS)
     def undo(self, user: int) -> None:
+        closed = self.closed()
         try:
             claim = self.store.undo(self.ids[user], self.now)
-        except ConflictError:  # a skip whose task somebody else has taken since
+        except ConflictError:  # closed, or a skip whose task somebody else has taken since
             return
         if claim is not None:
+            assert claim.task_id not in closed
             self.seen[user].append(claim)
             assert self.store.claim(self.ids[user], self.now).task_id == claim.task_id
 
@@ -78,18 +84,61 @@ class Studio(RuleBasedStateMachine):
         with suppress(LeaseError):
             self.store.heartbeat(self.ids[user], claim.assignment_id, claim.lease_token, self.now)
 
+    @rule(task=st.integers(0, 1), decision=st.sampled_from(["confirm", "discard", "return"]))
+    def review(self, task: int, decision: str) -> None:
+        """A reviewer may speak at any time, and again."""
+        before = self.answers(self.tasks[task])
+        verdict = Verdict(decision=decision, cause="hard")
+        self.store.review(self.reviewer.id, self.tasks[task], verdict, self.now)
+        assert self.answers(self.tasks[task]) == before
+        assert (self.tasks[task] in self.closed()) == (decision != "return")
+        self.reviewed.add(self.tasks[task])
+
+    @rule()
+    def close(self) -> None:
+        """A snapshot closes the tasks that all have answered, and no other."""
+        with Session(self.store.engine) as session:
+            pending = set(
+                session.scalars(
+                    select(AssignmentRow.task_id).where(AssignmentRow.state.in_(["open", "leased"]))
+                )
+            )
+        before = self.closed()
+        self.store.add_snapshot("0" * 64, "folder", {}, self.tasks)
+        assert self.closed() == before | (set(self.tasks) - pending)
+
+    def closed(self) -> set[str]:
+        with Session(self.store.engine) as session:
+            query = select(TaskRow.id).where(TaskRow.closed_at.is_not(None))
+            return set(session.scalars(query))
+
+    def answers(self, task_id: str) -> list[tuple]:
+        columns = (PickRow.id, PickRow.status, PickRow.outcome, PickRow.win, PickRow.lose)
+        with Session(self.store.engine) as session:
+            query = select(*columns).where(PickRow.task_id == task_id).order_by(PickRow.id)
+            return [tuple(row) for row in session.execute(query)]
+
     @rule()
     def wait(self) -> None:
         self.now += self.store.lease + timedelta(seconds=1)
 
     @invariant()
     def promises(self) -> None:
+        assert self.store.verify_audit() == []
         with Session(self.store.engine) as session:
             slots = session.scalars(select(AssignmentRow)).all()
             picks = session.scalars(select(PickRow)).all()
-        tasks = {slot.task_id for slot in slots}
-        wanted = Counter(s.task_id for s in slots if s.state in ("open", "leased", "done"))
-        assert wanted == dict.fromkeys(tasks, ANNOTATORS_PER_TASK)
+        live = [slot for slot in slots if slot.state in ("open", "leased", "done")]
+        wanted = Counter(slot.task_id for slot in live if not slot.is_extra)
+        extras = Counter(slot.task_id for slot in live if slot.is_extra)
+        # A review withdraws open slots, and "return" adds one: there the count is its own.
+        closed = self.closed()
+        for task_id in self.tasks:
+            if task_id not in self.reviewed | closed:
+                assert wanted[task_id] == ANNOTATORS_PER_TASK
+            assert extras[task_id] <= 1
+            if task_id in closed:
+                assert not [s for s in live if s.task_id == task_id and s.state == "open"]
         closed = {slot.id: slot for slot in slots if slot.state in ("done", "skipped")}
         current = {pick.assignment_id: pick for pick in picks if pick.status == "current"}
         assert closed.keys() == current.keys()
