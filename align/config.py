@@ -220,6 +220,9 @@ class RewardModelConfig(Config):
     """The run is refused if the report's held-out accuracy is lower."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Weight of each criterion, e.g. ``{aesthetics: 1, detail: 2}``; empty: the overall score."""
+    sees: Literal["latents", "images"] = "latents"
+    """What the reward model is given. Latents spare the decoder; but a policy can learn to put into
+    them what the decoder drops, which no annotator ever saw. Images are decoded and encoded anew."""
 
 
 class GRPOConfig(TrainConfig):

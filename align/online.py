@@ -251,7 +251,8 @@ class GRPOLoop:
         """One score an image; None for an image that is to be left out."""
         latents = rollout.latents.float().cpu()
         images: Sequence[Any] = [None] * len(latents)
-        if "latents" not in self.scorer.spec.needs:
+        reward = self.config.reward
+        if "latents" not in self.scorer.spec.needs or (reward and reward.sees == "images"):
             images, latents = self._decode(rollout.latents), [None] * len(latents)
         groups = [group for group in rollout.groups for _ in range(group.size)]
         items = [

@@ -59,7 +59,7 @@ def write_references(folder: Path, config: DemoConfig) -> Path:
     rng = random.Random(f"{config.seed}/references")
     lines = []
     for i in range(config.references):
-        split = "validation" if i % 8 == 0 else "train"
+        split = "validation" if i % 4 == 0 else "train"
         spec = random_spec(rng, split=split)
         defects = {} if rng.random() < 0.5 else random_defects(rng, min_quality=4.0)
         name = f"{i:05d}.png"

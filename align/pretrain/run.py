@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
@@ -46,8 +49,16 @@ def _export(adapter: QwenImageAdapter, start, config: PretrainConfig) -> None:
     )
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(config.output)
+    # Where the untrained modules lay is nobody's concern.
+    for path in (config.output / "model_index.json", *config.output.glob("*/config.json")):
+        _rewrite(path, lambda settings: settings.pop("_name_or_path", None))
     # transformers would load the text encoder as it was stored, diffusers everything else in
     # float32: the stock pipeline then stops at the first product of the two.
     path = config.output / "text_encoder" / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    _rewrite(path, lambda settings: settings.update(dtype="float32"))
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    change(settings)
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
