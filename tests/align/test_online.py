@@ -91,6 +91,21 @@ def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, t
         assert item.prompt in (data / "prompts.txt").read_text()
 
 
+def test_a_reward_on_latents_can_be_shown_the_images(data, untrained_folder, tmp_path):
+    seen = Scorer(lambda i, item: Score(float(i)), needs=("latents",))
+    config = grpo_config(
+        data,
+        untrained_folder,
+        tmp_path / "run",
+        reward={"path": tmp_path, "sees": "images"},
+        max_steps=1,
+        save_every=0,
+    )
+    train_grpo(config, seen)
+    assert {item.image.size for item in seen.items} == {(32, 32)}
+    assert {item.latents for item in seen.items} == {None}
+
+
 @pytest.mark.parametrize(
     ("score", "error", "message"),
     [
