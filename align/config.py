@@ -106,14 +106,13 @@ class TrainConfig(Config):
     gradient_checkpointing: Literal["selective"] | bool = False
     """What the backward pass computes again. true: whole blocks, a third more FLOPs; ``selective``:
     all but matrix products and attention, at no extra FLOPs and 0.4 of the memory of false."""
-    blocks: Literal["stock", "joint"] = "stock"
-    """``joint``: the model's blocks with real-valued rotary embedding and without padding; the same
-    numbers within rounding. ``stock``: diffusers' own."""
+    blocks: Literal["stock", "joint", "fused"] = "stock"
+    """``joint``: real-valued rotary embedding and no padding; the same numbers within rounding.
+    ``fused``: the same in Triton kernels. ``stock``: diffusers' own."""
     compile: bool = False
     """``torch.compile`` each of the joint blocks."""
     attention: str | None = None
-    """A backend of diffusers' dispatcher for the joint blocks; null: chosen for the device, as
-    ``winsome doctor`` tells."""
+    """A backend of diffusers' dispatcher for joint blocks; null: what ``winsome doctor`` tells."""
     deterministic: bool = False
     """Use only deterministic kernels, so that a resumed run is exact on a GPU too. A CPU with fixed
     threads is exact without it."""
