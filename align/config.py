@@ -221,7 +221,7 @@ class RewardModelConfig(Config):
     """Weight of each criterion, e.g. ``{aesthetics: 1, detail: 2}``; empty: the overall score."""
     sees: Literal["latents", "images"] = "latents"
     """What the reward model is given. Latents spare the decoder; but a policy can learn to put into
-    them what the decoder drops, which no annotator ever saw. Images are decoded and encoded anew."""
+    them what the decoder drops, which no annotator saw. Images are decoded and encoded anew."""
 
 
 class GRPOConfig(TrainConfig):
