@@ -16,7 +16,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -239,7 +239,8 @@ class Engine:
             ``grad_norm`` before clipping, and ``lr``.
 
         Raises:
-            ValueError: the loss is not finite; nothing has been written since the last checkpoint.
+            ValueError: the loss is not finite; the batch is written into the run folder, and
+                nothing else since the last checkpoint.
         """
         self._seed(step)
         rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
@@ -251,7 +252,7 @@ class Engine:
         for batch in batches:
             with self.accelerator.accumulate(self.model):
                 output = loss_fn(batch)
-                self._check_finite(step, output.loss)
+                self._check_finite(step, output.loss, batch)
                 self.accelerator.backward(output.loss)
                 if self.accelerator.sync_gradients:
                     grad_norm = self.accelerator.clip_grad_norm_(
@@ -274,13 +275,26 @@ class Engine:
         key = f"{self.config.seed}/{step}/{self.rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1)
 
-    def _check_finite(self, step: int, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
-            raise ValueError(
-                f"the loss is {loss.item()} at step {step} (lr {rate:.3g}); a lower optimizer.lr "
-                "or a longer warm-up usually mends this. Earlier checkpoints are kept"
-            )
+    def _check_finite(self, step: int, loss: Tensor, batch: Any) -> None:
+        if torch.isfinite(loss):
+            return
+        rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
+        path = self.config.output_dir / f"diverged-step-{step:08d}-{self.rank}.pt"
+        try:
+            torch.save({"step": step, "seed": self.config.seed, "batch": asdict(batch)}, path)
+            kept = f"its batch is kept in {path} (torch.load)"
+        except (OSError, RuntimeError) as error:  # torch reports a full disk so
+            kept = f"its batch could not be kept in {path}: {error}"
+        raise ValueError(
+            f"the loss is {loss.item()} at step {step} (lr {rate:.3g}); a lower optimizer.lr "
+            f"or a longer warm-up usually mends this. Earlier checkpoints are kept; {kept}"
+        )
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on some process; on all alike."""
+        if self.world == 1:
+            return flag
+        return self.mean({"flag": torch.tensor(float(flag))})["flag"] > 0
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means of scalars over all processes, with one collective."""

@@ -68,7 +68,7 @@ def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) 
         reward={"name": spec.name, "version": spec.version, **facts},
     )
     loop = GRPOLoop(config, trainer, source, prompts)
-    return trainer.fit(loop.train_step)
+    return trainer.fit(loop.train_step, resumable_every=config.updates_per_rollout)
 
 
 def open_reward(

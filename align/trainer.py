@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 
@@ -20,6 +20,7 @@ from align.checkpoint import atomic_folder, read_json
 from align.config import LoraConfig, TrainConfig, flatten_config, resolve_model
 from align.data.features import FeatureEncoder
 from align.engine import Engine, make_accelerator
+from align.interrupt import EXIT_CODE, listening
 from align.metrics import MetricsLog
 from align.mmdit.activations import Recompute
 from align.mmdit.adapters import ModelAdapter, load_adapter
@@ -153,8 +154,12 @@ class Trainer:
         validate_every: int = 0,
         patience: Patience | None = None,
         state: Stateful | None = None,
+        resumable_every: int = 1,
     ) -> RunResult:
         """Step until ``max_steps`` or until patience ends, then export.
+
+        On SIGTERM the step in hand is finished and saved, and the process exits with code 143; the
+        same command continues.
 
         Args:
             train_step: takes the optimizer step of the given number, from 1; returns metrics.
@@ -162,6 +167,7 @@ class Trainer:
                 metrics, ``validation/loss`` among them.
             validate_every: steps between measurements; the first is before training.
             state: what the step function keeps between steps; it becomes part of the checkpoint.
+            resumable_every: a run can be taken up after multiples of so many steps alone.
         """
         config, engine = self.config, self.engine
         patience = patience or Patience()
@@ -185,20 +191,32 @@ class Trainer:
             return figures
 
         try:
-            if step == 0 and validate_every:
-                log.log(0, measured())
-            while step < config.max_steps and not patience.is_exhausted:
-                step += 1
-                metrics = train_step(step)
-                if validate_every and step % validate_every == 0:
-                    metrics |= measured()
-                log.log(step, metrics)
-                if config.save_every and step % config.save_every == 0:
-                    self._save(step, patience, state)
+            with listening() as stop:
+                if step == 0 and validate_every:
+                    log.log(0, measured())
+                while step < config.max_steps and not patience.is_exhausted:
+                    step += 1
+                    metrics = train_step(step)
+                    if validate_every and step % validate_every == 0:
+                        metrics |= measured()
+                    log.log(step, metrics)
+                    is_asked = step % resumable_every == 0 and engine.any(stop.is_set)
+                    if is_asked or (config.save_every and step % config.save_every == 0):
+                        self._save(step, patience, state)
+                    if is_asked and step < config.max_steps:
+                        self._stop(step)
             self._export(step)
         finally:
             log.close()
         return self.run.result()
+
+    def _stop(self, step: int) -> NoReturn:
+        """Leave as SIGTERM asked."""
+        if self.engine.is_main:
+            self.run.update(status="stopped", steps=step)
+            logger.warning("stopped by SIGTERM after step %d, which is saved", step)
+        self.engine.barrier()
+        raise SystemExit(EXIT_CODE)
 
     # Checkpoints ----------------------------------------------------------------------------------
 

@@ -12,7 +12,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from run_data import FirstChannel, dpo_config, grpo_config, sft_config
+from run_data import (
+    FirstChannel,
+    dpo_config,
+    grpo_config,
+    lists_config,
+    nft_config,
+    sft_config,
+)
 
 import align.checkpoint
 from align.engine import Engine
@@ -24,17 +31,21 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_in_step(number: int) -> None:
+def kill_in_step(number: int, end: Callable[[], None] = die) -> None:
     """Die in the middle of an optimizer step: after it, before it is logged."""
     whole = Engine.train_step
 
     def train_step(self: Engine, step: int, *args):  # type: ignore[no-untyped-def]
         metrics = whole(self, step, *args)
         if step == number:
-            die()
+            end()
         return metrics
 
     Engine.train_step = train_step  # type: ignore[method-assign]
+
+
+def ask() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill_in_write(number: int) -> None:
@@ -63,11 +74,19 @@ def main(data: Path, model: Path, out: Path) -> None:
             kill_in_step(9),
             train_grpo(grpo_config(data, model, out / "grpo"), FirstChannel()),
         ),
+        "lists": lambda: (kill_in_step(6), train_dpo(lists_config(data, model, out / "lists"))),
+        "nft": lambda: (
+            kill_in_step(5, ask),
+            train_grpo(nft_config(data, model, out / "nft"), FirstChannel()),
+        ),
     }
     for name, run in cases.items():
         child = os.fork()
         if child == 0:
-            run()
+            try:
+                run()
+            except SystemExit as stop:
+                os._exit(int(str(stop)))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(name, os.waitstatus_to_exitcode(status))

@@ -22,7 +22,7 @@ CAPTIONS = tuple(
 
 
 def write_data(folder: Path) -> Path:
-    """Write images, sft.jsonl, pairs.jsonl and prompts.txt."""
+    """Write images, sft.jsonl, pairs.jsonl, lists.jsonl and prompts.txt."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     rows: list[dict[str, Any]] = []
@@ -36,7 +36,11 @@ def write_data(folder: Path) -> Path:
         {"prompt": caption, "chosen": f"images/{i}.png", "rejected": f"images/{(i + 1) % 12}.png"}
         for i, caption in enumerate(CAPTIONS)
     ]
-    for name, lines in (("sft.jsonl", rows), ("pairs.jsonl", pairs)):
+    lists = [
+        {"prompt": caption, "images": [f"images/{(i + k) % 12}.png" for k in range(2 + i % 2)]}
+        for i, caption in enumerate(CAPTIONS)
+    ]
+    for name, lines in (("sft.jsonl", rows), ("pairs.jsonl", pairs), ("lists.jsonl", lists)):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "prompts.txt").write_text("\n".join(CAPTIONS))
     return folder
@@ -73,6 +77,32 @@ def dpo_config(data: Path, model: Path, output: Path, /, **changes: Any) -> DPOC
         "trackers": [],
     }
     return parse_config(DPOConfig, settings | changes)
+
+
+def lists_config(data: Path, model: Path, output: Path, /, **changes: Any) -> DPOConfig:
+    """Plackett-Luce with a beta that adapts: a state beside the weights."""
+    settings = {
+        "data": {"type": "jsonl", "path": data / "lists.jsonl"},
+        "objective": {
+            "loss_type": "plackett_luce",
+            "beta": 500,
+            "anchor_weight": 0.5,
+            "auto_beta": {"lowest": 50},
+        },
+        "optimizer": {"lr": 2e-5},
+    }
+    return dpo_config(data, model, output, **settings, **changes)
+
+
+def nft_config(data: Path, model: Path, output: Path, /, **changes: Any) -> GRPOConfig:
+    """DiffusionNFT that draws with the moving average, two updates a rollout."""
+    settings = {
+        "objective": {"algorithm": "nft", "old_policy": "average", "beta": 0.01},
+        "ema": {"decay": 0.5},
+        "updates_per_rollout": 2,
+        "save_every": 4,
+    }
+    return grpo_config(data, model, output, **settings, **changes)
 
 
 def grpo_config(data: Path, model: Path, output: Path, /, **changes: Any) -> GRPOConfig:

@@ -81,6 +81,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         train_sft(config)
     kept = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert kept == ["step-00000001"]
+    replay = torch.load(tmp_path / "run" / "diverged-step-00000002-0.pt", weights_only=True)
+    assert replay["step"] == 2
+    assert replay["batch"]["latents"].shape[0] == replay["batch"]["sigma"].shape[0] == 4
 
 
 def test_bf16_training_follows_float32(data, untrained_folder, tmp_path):

@@ -1,4 +1,5 @@
-"""A run killed by SIGKILL and started again gives the very numbers of one that was not."""
+"""A run killed by SIGKILL, or stopped by SIGTERM, and started again gives the very numbers of one
+that was not."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_data import FirstChannel, dpo_config, grpo_config, losses, sft_config, write_data
+from run_data import (
+    FirstChannel,
+    dpo_config,
+    grpo_config,
+    lists_config,
+    losses,
+    nft_config,
+    sft_config,
+    write_data,
+)
 
 from align.checkpoint import read_json
 from align.offline import train_dpo, train_sft
@@ -21,7 +31,11 @@ CASES = {
     "sft-write": (sft_config, train_sft),
     "dpo": (dpo_config, train_dpo),
     "grpo": (grpo_config, lambda config: train_grpo(config, FirstChannel())),
+    "lists": (lists_config, train_dpo),
+    "nft": (nft_config, lambda config: train_grpo(config, FirstChannel())),
 }
+STOPPED = {"nft": 6}
+"""Asked by SIGTERM in step 5, where a rollout has two steps: it stops after 6, and says so."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +51,8 @@ def killed(untrained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         text=True,
     )
     codes = dict(line.split() for line in done.stdout.splitlines())
-    assert codes == {name: str(-signal.SIGKILL) for name in CASES}, done.stderr[-3000:]
+    expected = {name: str(-signal.SIGKILL) for name in CASES} | dict.fromkeys(STOPPED, "143")
+    assert codes == expected, done.stderr[-3000:]
     return data, out
 
 
@@ -55,7 +70,11 @@ def test_after_a_kill_the_losses_are_the_same_numbers(killed, untrained_folder, 
     data, out = killed
     make_config, train = CASES[name]
     checkpoints = sorted(p.name for p in (out / name / "checkpoints").glob("step-*"))
-    assert checkpoints == ["step-00000005"]
+    if name in STOPPED:
+        assert checkpoints[-1] == f"step-{STOPPED[name]:08d}"
+        assert read_json(out / name / "run.json")["status"] == "stopped"
+    else:
+        assert checkpoints == ["step-00000005"]
     assert not (out / name / "final").exists()
     train(make_config(data, untrained_folder, tmp_path / name))
     result = train(make_config(data, untrained_folder, out / name))
