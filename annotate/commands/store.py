@@ -213,26 +213,51 @@ def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", default="standard", help="a word for these (default: standard)")
     parser.add_argument("--priority", type=int, default=0, help="higher comes first (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the grouping (default: 0)")
+    parser.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="a candidate that is a gold image: every task of its prompt shows it as the best, and "
+        "only the worst is chosen; may be given again",
+    )
 
 
 def _tasks(args: argparse.Namespace, store: PreferenceStore) -> None:
     from annotate.assignment import group_candidates
 
     shown: dict[str, list[str]] = {prompt.id: [] for prompt in store.prompts(args.split)}
+    gold: dict[str, str] = {}
+    unknown = set(args.reference)
     for candidate in store.candidates():
-        if candidate.prompt_id in shown:
+        unknown.discard(candidate.id)
+        if candidate.id in args.reference:
+            gold[candidate.prompt_id] = candidate.id
+        elif candidate.prompt_id in shown:
             shown[candidate.prompt_id].append(candidate.id)
+    if unknown:
+        raise ValueError(f"there is no candidate {sorted(unknown)[0]!r} to be a reference")
     groups = [
-        (prompt_id, group)
+        (prompt_id, [*group, gold[prompt_id]] if prompt_id in gold else group)
         for prompt_id, ids in shown.items()
         if len(ids) >= 2
-        for group in group_candidates(ids, args.per_task or len(ids), args.seed, prompt_id)
+        for group in group_candidates(
+            ids, (args.per_task or len(ids) + 1) - (prompt_id in gold), args.seed, prompt_id
+        )
     ]
     if not groups:
         raise ValueError("no prompt has two candidates to compare; import candidates first")
     before = store.status().tasks
     for question in args.question or [Question.OVERALL]:
-        store.add_tasks(groups, question, args.annotators, args.kind, args.priority, args.seed)
+        store.add_tasks(
+            groups,
+            question,
+            args.annotators,
+            args.kind,
+            args.priority,
+            args.seed,
+            references=args.reference,
+        )
     after = store.status()
     print(f"New: {after.tasks - before} tasks. Open slots now: {after.slots.get('open', 0)}.")
 

@@ -240,6 +240,14 @@ def test_two_tabs_a_double_click_and_the_way_back_give_one_pick_each(browser, ur
     page.go_back()
     wait_for_images(page)
     assert page.locator(".ws-prompt-text").inner_text() != prompt
+    held = []
+    page.route("**/media/*", lambda route: held.append(route), times=1)  # one picture is slow
+    page.reload()
+    expect(page.locator(".ws-card:not([data-loaded])")).to_have_count(1)
+    press(page, "1", "2", "Enter")
+    expect(page.locator(".ws-submit")).to_be_disabled()
+    held[0].continue_()
+    expect(page.locator(".ws-submit")).to_be_enabled()
     (pick,) = picks_of(store, "rita")
     assert len(store.history(store.user("rita").id)) == 1
     assert pick.outcome == "picked"
@@ -247,6 +255,10 @@ def test_two_tabs_a_double_click_and_the_way_back_give_one_pick_each(browser, ur
 
 
 def test_a_lead_writes_the_guideline_and_every_view_is_accessible(browser, url, store, tmp_path):
+    login = browser.new_page()
+    login.goto(f"{url}/login?lang=zh")
+    assert serious(login) == []
+    login.close()
     page, watch = open_page(browser, url, "lea")
     assert serious(page) == []
     press(page, "1", "2", "q", "t", "?")

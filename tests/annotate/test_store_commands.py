@@ -111,3 +111,19 @@ def test_a_full_disk_loses_nothing(winsome, tmp_path, monkeypatch):
         assert (status, "No space left on device" in error) == (2, True)
     assert list((tmp_path / "studio/images").iterdir()) == []
     assert "6 candidates" in winsome("store import studio generated")[1]
+
+
+def test_tasks_in_reference_mode_show_the_gold_image_of_their_prompt(winsome, tmp_path):
+    write_folder(tmp_path / "generated")
+    winsome("store init studio")
+    winsome("store import studio generated")
+    with PreferenceStore.open("studio") as store:
+        gold = store.candidates()[1].id
+    assert "nobody" in winsome("store tasks studio --reference nobody")[2]
+    assert "New: 2 tasks" in winsome(f"store tasks studio --reference {gold}")[1]
+    with PreferenceStore.open("studio") as store:
+        references = [
+            task.candidate_ids[task.reference] if task.reference is not None else None
+            for task in store.tasks()
+        ]
+    assert sorted(references, key=str) == [None, gold]
