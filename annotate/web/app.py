@@ -47,7 +47,8 @@ def create_app(store: PreferenceStore, config: ServeConfig | None = None) -> Fas
     anything of another host.
     """
     config = config or ServeConfig()
-    app = FastAPI(title="Winsome", docs_url=None, redoc_url=None, openapi_url=None)
+    # The description is for those who are signed in; FastAPI's viewers would fetch their scripts.
+    app = FastAPI(title="Winsome", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     _add_error_answers(app)
     app.include_router(login_routes(store, config))
     app.include_router(api_routes(store, config))

@@ -157,6 +157,7 @@ ROUTES = {
     ("GET", "/review/gradio_api/proxy=http://example.com"): (404, 404, 404),
     ("POST", "/annotate/gradio_api/upload"): (404, 404, 404),
     ("GET", "/openapi.json"): (401, 404, 404),
+    ("GET", "/api/openapi.json"): (401, 200, 200),
     ("GET", "/docs"): (401, 404, 404),
 }
 

@@ -122,6 +122,19 @@ def test_refusals_are_said_in_the_language_of_the_page(store):
     assert client.get("/api/nothing").json()["error"] == catalogue("zh")["error.no_page"]
 
 
+def test_the_description_of_the_api_names_every_route_and_what_it_takes(store):
+    app = create_app(store)
+    described = sign_in(app, "mei").get("/api/openapi.json").json()
+    served = {route.path for route in app.routes if getattr(route, "path", "").startswith("/api/")}
+    assert served - {"/api/openapi.json"} <= described["paths"].keys()
+    submit = described["paths"]["/api/submit"]["post"]
+    assert "hand out the next task" in submit["description"]
+    assert "Submission" in str(submit["requestBody"])
+    fields = described["components"]["schemas"]["Submission"]["properties"]
+    assert "reasons" in fields
+    assert fields["idempotency_key"]["description"].startswith("Chosen by the client")
+
+
 def test_both_catalogues_say_the_same_things():
     english, chinese = (catalogue(language) for language in LANGUAGES)
     assert english.keys() == chinese.keys()
