@@ -9,6 +9,8 @@ from sqlalchemy import select
 from annotate.assignment import display_order
 from annotate.schema import Outcome, Question
 from annotate.store.models import OwnPick
+from annotate.store.policy import load_policy
+from annotate.store.queue import RANDOM_LANE
 from annotate.store.work import WorkStore
 from annotate.tables import PickRow, PromptRow, TaskRow
 
@@ -19,11 +21,17 @@ class HistoryStore(WorkStore):
     def peek(self, user_id: int, now: datetime | None = None) -> tuple[str, ...]:
         """Media tokens of the task that a claim would probably give next; () for none.
 
-        Nothing is leased: another annotator may be faster. A browser uses it to load images ahead.
+        Nothing is leased: another annotator may be faster, and a hidden check may come instead. A
+        browser uses it to load images ahead.
         """
+        now = now or datetime.now(UTC)
         with self._read() as session:
-            query = self._next_free(user_id, now or datetime.now(UTC))
-            found = session.execute(query).first()
+            given = self._count_slots(session, user_id, "done", "skipped", "leased")
+            draw = self._draw(user_id, given, "lane")
+            lane = RANDOM_LANE if draw < load_policy(session).random_share else None
+            found = session.execute(self._next_free(user_id, now, lane)).first()
+            if found is None and lane is not None:
+                found = session.execute(self._next_free(user_id, now)).first()
         if found is None:
             return ()
         _, task_id, shown = found

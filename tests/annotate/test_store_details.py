@@ -48,17 +48,20 @@ def test_details_reach_the_snapshot_by_ordinals_and_come_back_after_undo(store, 
     with pytest.raises(ConflictError, match="another answer"):
         store.submit(ada.id, answer(claim, "k1", **{**given, "regions": ()}))
 
-    snapshot = cut_snapshot(store, tmp_path / "cut")
-    (stored,) = load_snapshot(snapshot.folder).picks
-    assert (stored.reasons, stored.regions, stored.marks) == (
-        pick.reasons, pick.regions, pick.marks,
-    )  # fmt: skip
-
-    previous = store.undo(ada.id).previous
+    back = store.undo(ada.id)
+    previous = back.previous
     assert (previous.win_position, previous.lose_position) == (0, 1)
     assert previous.regions == sent.regions
     assert {m.position: m for m in previous.marks} == {m.position: m for m in sent.marks}
     assert store.claim(ada.id).previous == previous  # also after a reload
+
+    again = store.submit(ada.id, answer(back, "k2", **given))
+    snapshot = cut_snapshot(store, tmp_path / "cut")
+    (stored,) = load_snapshot(snapshot.folder).picks
+    assert stored.id == again.id
+    assert (stored.reasons, stored.regions, stored.marks) == (
+        pick.reasons, pick.regions, pick.marks,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
