@@ -401,6 +401,47 @@ APP = (
     ),
 )
 
+_STORM = "a storm: 8 processes, 50 annotators, k = 3, every answer sent 3 times, processes killed"
+
+
+def _storm(engine: str) -> tuple[Bar, ...]:
+    def bar(name: str, unit: str, meaning: str, against: str, formula: Formula) -> Bar:
+        return Bar(f"store.{engine}.{name}", unit, f"{meaning}; {engine}", against, formula)
+
+    return (
+        bar("picks_per_s", "picks/s", _STORM, "-", lambda raw: raw["picks"] / raw["seconds"]),
+        bar("claim_p99_ms", "ms", "claim in the storm", "-", percentile_of("claim_ms", 99)),
+        bar("submit_p95_ms", "ms", "submit in the storm", "-", percentile_of("submit_ms", 95)),
+        bar("storm_lost", "picks", "accepted answers missing", "0", lambda raw: float(raw["lost"])),
+        bar(
+            "storm_duplicates",
+            "picks",
+            "answers beyond one of an annotator to a task",
+            "0",
+            lambda raw: float(raw["duplicates"]),
+        ),
+        bar(
+            "storm_wrong_tasks",
+            "tasks",
+            "tasks without exactly 3 different annotators",
+            "0",
+            lambda raw: float(raw["wrong_tasks"]),
+        ),
+    )
+
+
+STORE = (
+    *_storm("sqlite"),
+    *_storm("postgresql"),
+    Bar(
+        "store.claim_p95_ms_1m_tasks",
+        "ms",
+        "claim with 1 million tasks, 6 million candidates",
+        "twice that with 10,000 tasks of the same run",
+        lambda raw: percentile_of("claim_ms", 95)(raw["stores"][-1]),
+    ),
+)
+
 BARS: dict[str, Bar] = {
-    bar.name: bar for bar in (*APP, *CIRCLE, *TINY, *CLI, *CPU, *TEXT, *REWARDS, *HOPPER)
+    bar.name: bar for bar in (*APP, *CIRCLE, *TINY, *CLI, *CPU, *TEXT, *REWARDS, *STORE, *HOPPER)
 }

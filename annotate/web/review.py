@@ -26,6 +26,8 @@ from annotate.web.figures import (
     snapshot_table,
 )
 from annotate.web.pages import STATIC
+from annotate.web.quality import FigureCache
+from annotate.web.review_api import review_api_routes
 
 SHOWN_RUNS = 4
 """Runs whose curves are drawn before anybody chooses."""
@@ -45,8 +47,9 @@ def report_path(store: PreferenceStore) -> Path:
 
 
 def report_routes(store: PreferenceStore) -> APIRouter:
-    """``/review/report``: the demo's report, when there is one."""
+    """``/api/review``, and ``/review/report``: the demo's report, when there is one."""
     router = APIRouter()
+    router.include_router(review_api_routes(store, FigureCache(store)))
 
     @router.get("/api/review")
     def summary() -> dict[str, bool]:
