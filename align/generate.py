@@ -112,14 +112,17 @@ def _open_folder(config: GenerateConfig) -> None:
 
 def _write_prompts(config: GenerateConfig) -> None:
     path = config.output_dir / "prompts.jsonl"
-    known = {p.id: p.text for p in iterate_prompts(path)} if path.is_file() else {}
+    earlier = {p.id: p for p in iterate_prompts(path)} if path.is_file() else {}
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for prompt in iterate_prompts(config.prompts, config.splits):
-            if known.get(prompt.id, prompt.text) != prompt.text:
+            known = earlier.pop(prompt.id, prompt).text
+            if known != prompt.text:
                 raise ValueError(
                     f"prompt {prompt.id!r} is {prompt.text!r} in {config.prompts}, but "
-                    f"{config.output_dir} holds images of it as {known[prompt.id]!r}"
+                    f"{config.output_dir} holds images of it as {known!r}"
                 )
+            lines.write(prompt.model_dump_json() + "\n")
+        for prompt in earlier.values():
             lines.write(prompt.model_dump_json() + "\n")
 
 
@@ -160,11 +163,16 @@ def _merge(config: GenerateConfig) -> None:
         sources = {p: stack.enter_context(p.open("rb")) for p in {p for p, _ in places.values()}}
         temporary = stack.enter_context(atomic_file(target))
         lines = stack.enter_context(temporary.open("wb"))
-        for prompt in iterate_prompts(config.prompts, config.splits):
-            for index in range(config.candidates):
-                path, offset = places[prompt.id, index]
-                sources[path].seek(offset)
-                lines.write(sources[path].readline())
+        asked = (
+            (prompt.id, index)
+            for prompt in iterate_prompts(config.prompts, config.splits)
+            for index in range(config.candidates)
+        )
+        # What an earlier run drew beyond what is asked for now stays, after it.
+        for place in dict.fromkeys([*asked, *places]):
+            path, offset = places[place]
+            sources[path].seek(offset)
+            lines.write(sources[path].readline())
     for part in (folder / "parts").glob("*"):
         part.unlink()
     (folder / "parts").rmdir()

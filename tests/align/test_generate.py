@@ -148,13 +148,21 @@ def test_another_batch_size_changes_at_most_the_last_bit(tiny_folder, prompts, w
 
 
 def test_more_candidates_are_added_to_those_that_are_there(tiny_folder, prompts, tmp_path):
-    first = config_for(tiny_folder, prompts, tmp_path / "out", candidates=1)
+    own = tmp_path / "prompts.txt"
+    own.write_bytes(prompts.read_bytes())
+    first = config_for(tiny_folder, own, tmp_path / "out", candidates=1)
     generate(first)
     before = {c.id: c for c in candidates(tmp_path / "out")}
     generate(first.model_copy(update={"candidates": 2}))
     after = {c.id: c for c in candidates(tmp_path / "out")}
     assert len(after) == 14
     assert before.items() <= after.items()
+
+    own.write_text(CAPTIONS[0], encoding="utf-8")
+    generate(first)  # asks for one of the fourteen
+    assert {c.id: c for c in candidates(tmp_path / "out")} == after
+    kept = (tmp_path / "out" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(kept) == 7
 
 
 def test_other_settings_and_other_weights_are_refused(tiny_folder, prompts, tmp_path):
