@@ -27,6 +27,7 @@ __all__ = [
     "flatten_config",
     "load_config",
     "parse_config",
+    "read_settings",
 ]
 
 
@@ -101,6 +102,19 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
             message names the file, the dotted path of each fault and the valid choices.
     """
     path = find_config(path)
+    tree = read_settings(path)
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(cls, tree, source=str(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, {} for an empty one, before any model has validated it.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        ConfigError: it is not YAML, or no mapping.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
     try:
@@ -110,9 +124,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, got {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
-    return parse_config(cls, tree, source=str(path))
+    return tree
 
 
 def parse_config(cls: type[C], tree: Mapping[str, Any], source: str = "") -> C:

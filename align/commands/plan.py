@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +45,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.gpu not in GPUS:
         raise ValueError(f"unknown gpu {args.gpu!r} (choose from {', '.join(GPUS)})")
-    if args.count < 1:
-        raise ValueError(f"count must be at least 1, got {args.count}")
+    for name in ("count", "text_tokens", "size", "price"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name.replace('_', '-')} must be above 0, got {value}")
     gpu, size = GPUS[args.gpu], None if args.size is None else (args.size, args.size)
     kind = KINDS[args.kind or kind_of(args.config)]
 
@@ -66,14 +69,13 @@ def run(args: argparse.Namespace) -> int:
 
 def kind_of(path: Path) -> str:
     """The kind of run that a file describes, by the settings that only this kind has."""
-    import yaml
+    from annotate.settings import find_config, read_settings
 
-    from annotate.settings import find_config
-
-    settings = yaml.safe_load(find_config(path).read_text(encoding="utf-8")) or {}
+    settings = read_settings(find_config(path))
+    data = settings.get("data")
     if settings.keys() & {"prompts", "rollout", "reward", "group_size"}:
         return "grpo"
-    if settings.keys() & {"objective", "reference"} or "type" in settings.get("data", {}):
+    if settings.keys() & {"objective", "reference"} or (isinstance(data, dict) and "type" in data):
         return "dpo"
     return "sft"
 

@@ -18,7 +18,7 @@ from align.optim import make_optimizer, state_bytes
 from align.optim_config import OptimizerConfig
 from align.plan import GPUS, make_plan, scaling_curve, workload_of
 from align.policy import Policy
-from annotate.settings import configs_folder
+from annotate.settings import ConfigError, configs_folder
 from benchmarks.cpu import flop_counter, measure_recompute
 
 FULL = configs_folder() / "dpo/qwen_image_full.yaml"
@@ -179,3 +179,18 @@ def test_what_cannot_be_planned_says_why():
         plan("optimizer.type=adam8bit", count=8)
     with pytest.raises(ValueError, match="256 samples a step cannot be shared by 7 GPUs"):
         plan(count=7)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
+def test_a_file_that_is_no_configuration_is_named(text, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        kind_of(path)
+
+
+@pytest.mark.parametrize("option", ["--count=0", "--text-tokens=-5", "--size=0", "--price=nan"])
+def test_numbers_that_no_run_has_are_refused(option, capsys):
+    path = configs_folder() / "dpo/qwen_image_lora.yaml"
+    assert cli.main(["plan", str(path), "--gpu", "h800-80gb", option]) == 2
+    assert "must be above 0, got" in capsys.readouterr().err
