@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ __all__ = [
 
 R = TypeVar("R", bound=BaseModel)
 S = TypeVar("S")
+
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,9 @@ def _read_lines(path: Path) -> Iterator[Prompt]:
             text = line.strip()
             if text and text not in seen:
                 seen.add(text)
-                yield Prompt(id=sample_id(text), text=text, lang="en" if text.isascii() else "zh")
+                yield Prompt(
+                    id=sample_id(text), text=text, lang="zh" if _HAN.search(text) else "en"
+                )
 
 
 def read_jsonl(path: Path, model: type[R]) -> Iterator[R]:

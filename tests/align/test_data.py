@@ -149,9 +149,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_prompts_come_from_text_and_from_records(tmp_path):
     text = tmp_path / "prompts.txt"
-    text.write_text("one\n\n two \none\n红色\n", encoding="utf-8")
+    text.write_text("one\n\n “two” \none\n红色\n", encoding="utf-8")
     prompts = list(iterate_prompts(text))
-    assert [(p.text, p.lang) for p in prompts] == [("one", "en"), ("two", "en"), ("红色", "zh")]
+    assert [(p.text, p.lang) for p in prompts] == [("one", "en"), ("“two”", "en"), ("红色", "zh")]
     assert len({p.id for p in prompts}) == 3
     records = tmp_path / "prompts.jsonl"
     records.write_text(
