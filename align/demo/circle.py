@@ -64,6 +64,15 @@ def run_demo(config: DemoConfig) -> Path:
 
     A folder that holds a demo of other settings is moved aside, never overwritten.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        return _run(config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(config: DemoConfig) -> Path:
     started = time.monotonic()
     folder = _claim(config)
     circle = Circle(config, folder)
