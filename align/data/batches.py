@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -112,7 +113,7 @@ class ImageBatches:
         )
 
 
-class PreferenceBatches(Generic[S, B]):
+class PreferenceBatches(ABC, Generic[S, B]):
     """Batches of samples that have several fixed draws each, or a new one in each epoch.
 
     Args:
@@ -151,17 +152,17 @@ class PreferenceBatches(Generic[S, B]):
         num_draws = self.num_draws or 1
         return self._batch([p // num_draws for p in places], [p % num_draws for p in places])
 
+    @abstractmethod
     def errors(self, policy: Policy, batch: B) -> Tensor:
         """The policy's errors ``(B, K)`` on a batch: what a reference's are stored of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probe(self, batch: B) -> tuple[Tensor, Tensor, Conditioning]:
         """``x_t, sigma, cond`` of one image of each sample, for the preflight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def figures(self, objective: Any, policy: Policy, batch: B) -> dict[str, Tensor]:
         """The objective's figures of each sample, ``(B,)``, without training."""
-        raise NotImplementedError
 
     def digest(self) -> bytes:
         """Names the samples and draws that stored errors belong to."""
@@ -173,8 +174,9 @@ class PreferenceBatches(Generic[S, B]):
         """What else the errors depend on."""
         return []
 
+    @abstractmethod
     def _batch(self, indices: Sequence[int], draws: Sequence[int]) -> B:
-        raise NotImplementedError
+        """The samples at ``indices``, each with one of its draws."""
 
     def _ids(self, indices: Sequence[int]) -> list[str]:
         return [f"{self.prefix}{self.samples[index].id}" for index in indices]

@@ -154,8 +154,8 @@ def choose_attention(device: AttentionDevice, *, masked: bool = False) -> Attent
     """The fastest backend with a gradient for bfloat16 and head size 128.
 
     Published rates at Qwen-Image's shape on an H100, forward: FlashAttention-2 329, cuDNN 631,
-    FlashAttention-3 632 TFLOP/s (pytorch issue 142132); FlashAttention-3 with a gradient is not on
-    PyPI, so cuDNN is the aim on Hopper.
+    FlashAttention-3 632 TFLOP/s (pytorch/pytorch#142132); FlashAttention-3 with a gradient is not
+    on PyPI, so cuDNN is the aim on Hopper.
     """
     if device.type != "cuda":
         return AttentionChoice(
