@@ -67,6 +67,8 @@ def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) 
         data={"path": str(config.prompts), "prompts": len(prompts)},
         reward={"name": spec.name, "version": spec.version, **facts},
     )
+    if source.monitor is not None:
+        source.monitor.keep_baseline(config.output_dir / f"monitor-{trainer.engine.rank}.json")
     loop = GRPOLoop(config, trainer, source, prompts)
     return trainer.fit(loop.train_step, resumable_every=config.updates_per_rollout)
 
@@ -252,8 +254,11 @@ class GRPOLoop:
         latents = rollout.latents.float().cpu()
         images: Sequence[Any] = [None] * len(latents)
         reward = self.config.reward
-        if "latents" not in self.scorer.spec.needs or (reward and reward.sees == "images"):
-            images, latents = self._decode(rollout.latents), [None] * len(latents)
+        by_image = "latents" not in self.scorer.spec.needs or (reward and reward.sees == "images")
+        if by_image or self.source.monitor is not None:
+            images = self._decode(rollout.latents)
+        if by_image:
+            latents = [None] * len(latents)
         groups = [group for group in rollout.groups for _ in range(group.size)]
         items = [
             RewardItem(
@@ -290,6 +295,10 @@ class GRPOLoop:
             values = [score.components[name] for score in found if name in score.components]
             if len(values) == len(found):
                 figures[f"reward/{name}"] = sum(values) / len(values)
+        # Whether a drift is known may differ between processes, and means need equal names.
+        alone = self.engine.world == 1
+        watched = self.source.figures.items()
+        figures |= {name: value for name, value in watched if alone or "/drift" not in name}
         return self.engine.mean(
             {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
         )

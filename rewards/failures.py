@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rewards.base import RewardItem, Score, Scorer, ScoringError
+
+if TYPE_CHECKING:
+    from rewards.monitors import RewardMonitor
 
 __all__ = ["OnFailure", "RewardSource"]
 
@@ -30,6 +33,10 @@ class RewardSource:
     scorer: Scorer
     on_failure: OnFailure = "raise"
     max_failure_rate: float = 0.02
+    monitor: RewardMonitor | None = None
+    """Looks at what is scored; its items need images."""
+    figures: dict[str, float] = field(default_factory=dict, init=False)
+    """What the monitor made of the last rollout."""
     num_items: int = field(default=0, init=False)
     num_failed: int = field(default=0, init=False)
 
@@ -48,6 +55,7 @@ class RewardSource:
         Raises:
             ScoringError: the scorer broke its contract, does not apply to an item, failed on one
                 under ``raise``, or has failed too often; the message names the sample.
+            rewards.monitors.HackingAlarm: the monitor stops the run.
         """
         name = self.scorer.spec.name
         scores = self.scorer.score(items)
@@ -78,6 +86,8 @@ class RewardSource:
                 f"no sample of {len(items)} is left after scorer {name!r} failed; the first was "
                 f"{first!r}: {failed[min(failed)]}"
             )
+        if self.monitor is not None:
+            self.figures = self.monitor.observe(items, kept)
         return kept
 
     def _count(self, items: Sequence[RewardItem], failed: dict[int, str]) -> None:

@@ -9,16 +9,18 @@ prompts a rollout happens to have does not matter.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.Image import Image as PILImage
 
-from rewards.base import RewardItem, Score, Scorer
+from rewards.base import RewardItem, Score, Scorer, ScoringError
 
 __all__ = [
     "HackingAlarm",
@@ -33,7 +35,7 @@ _Values = Sequence[tuple[str, float]]
 """(prompt, value) of each image"""
 
 
-class HackingAlarm(RuntimeError):
+class HackingAlarm(ScoringError):
     """The policy is drifting; the message names each statistic, its drift and its limit."""
 
 
@@ -108,6 +110,20 @@ class RewardMonitor:
         self._baseline = _Baseline()
         self._seen = 0
         self._beyond: dict[str, int] = defaultdict(int)
+        self._path: Path | None = None
+
+    def keep_baseline(self, path: Path) -> None:
+        """Write the baseline there, and take it from there if a run was interrupted after it.
+
+        A run that goes on would otherwise measure drifts from a policy that has drifted already.
+        """
+        self._path = path
+        if path.is_file():
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            for name, prompts in tree["images"].items():
+                self._baseline.images[name].update(prompts)
+            self._baseline.rollouts.update(tree["rollouts"])
+            self._seen = tree["seen"]
 
     def observe(
         self, items: Sequence[RewardItem], scores: Sequence[Score | None]
@@ -125,6 +141,7 @@ class RewardMonitor:
         self._seen += 1
         if self._seen <= self.settings.baseline:
             self._baseline.add(per_image, per_rollout)
+            self._write_baseline()
             return figures
         drifts = {
             name: drift
@@ -141,6 +158,14 @@ class RewardMonitor:
                 f"rollout {self._seen}: " + "; ".join(beyond[name] for name in alarms)
             )
         return figures
+
+    def _write_baseline(self) -> None:
+        if self._path is not None:
+            base = self._baseline
+            tree = {"seen": self._seen, "images": base.images, "rollouts": base.rollouts}
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(tree), encoding="utf-8")
+            temporary.replace(self._path)
 
     def _per_image(
         self, items: Sequence[RewardItem], scores: Sequence[Score | None]

@@ -58,7 +58,14 @@ def build_mix(config: RewardMixConfig, folder: Path) -> tuple[RewardSource, list
     composite = CompositeScorer(parts, config.rule, gates)
     evaluation = [build_scorer(scorer) for scorer in config.evaluation]
     warn_of_shared_backbones([part.scorer for part in parts], evaluation)
-    return RewardSource(composite, config.on_failure, config.max_failure_rate), evaluation
+    monitor = None
+    if config.monitor is not None:
+        from rewards.monitors import MonitorSettings, RewardMonitor
+
+        gold = evaluation[0] if evaluation else None
+        monitor = RewardMonitor(MonitorSettings(**config.monitor.model_dump()), gold)
+    source = RewardSource(composite, config.on_failure, config.max_failure_rate, monitor)
+    return source, evaluation
 
 
 def snapshot_items(snapshot: Snapshot, limit: int | None = None) -> list[RewardItem]:

@@ -11,6 +11,7 @@ from annotate.settings import Config
 
 __all__ = [
     "GateConfig",
+    "MonitorConfig",
     "PartConfig",
     "PreferenceScorerConfig",
     "RemoteScorerConfig",
@@ -102,6 +103,29 @@ class GateConfig(Config):
     """Read this component instead of the scorer's value."""
 
 
+class MonitorConfig(Config):
+    """What stops a run whose policy drifts towards what no designer asks for."""
+
+    baseline: int = Field(default=4, ge=1)
+    """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
+    patience: int = Field(default=3, ge=1)
+    """Rollouts in a row beyond a limit before the alarm."""
+    max_drift: float = Field(default=0.25, gt=0)
+    """Of an image statistic, in standard deviations between baseline images."""
+    max_gold_drop: float = Field(default=0.25, gt=0)
+    """Of the gold scorer (the first of ``evaluation``) while the reward has risen, likewise."""
+    min_prompts: int = Field(default=4, ge=1)
+    """Prompts of a rollout that the baseline had too; with fewer, drifts are not judged."""
+    min_diversity: float = Field(default=0.5, ge=0)
+    """Of the distance between images of one prompt, as a share of the baseline's."""
+    max_equal_groups: float = Field(default=0.9, ge=0, le=1)
+    """Share of groups whose rewards are all equal."""
+    max_sigma: float = Field(default=2.0, gt=0)
+    """Of the scorer's own deviation, as a multiple of the baseline's."""
+    stop: bool = True
+    """Stop the run at an alarm; otherwise only report."""
+
+
 class RewardMixConfig(Config):
     """Several scorers as one reward: what ``reward.path`` of ``winsome grpo`` may name."""
 
@@ -117,6 +141,8 @@ class RewardMixConfig(Config):
     """What is done about a sample that could not be scored."""
     max_failure_rate: float = Field(default=0.02, ge=0, lt=1)
     """Share of failed samples beyond which a run that drops them stops."""
+    monitor: MonitorConfig | None = None
+    """null: nothing is watched. The monitor needs images, so latents are decoded for it."""
 
 
 class RewardServerConfig(Config):

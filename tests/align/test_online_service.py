@@ -12,6 +12,7 @@ from run_data import grpo_config, losses, write_data
 from align.online import train_grpo
 from rewards.base import Score, ScorerSpec, ScoringError
 from rewards.failures import RewardSource
+from rewards.monitors import HackingAlarm, MonitorSettings, RewardMonitor
 from rewards.service.client import ClientSettings, RemoteScorer
 from rewards.service.schema import WireScore
 from rewards.service.server import RewardServer, ServerSettings
@@ -152,3 +153,18 @@ def test_a_failure_stops_the_run_and_names_the_sample(
     assert rows.keys() == {1}
     assert "failed on sample '0/" in stopped
     assert message in stopped
+
+
+def test_an_alarm_of_the_monitor_stops_the_run_with_the_reason(data, untrained_folder, tmp_path):
+    folder = tmp_path / "run"
+    scorer = Moody(lambda call, item: None)
+    # No picture can differ so much: the second rollout, the first after the baseline, is beyond.
+    settings = MonitorSettings(baseline=1, patience=1, min_diversity=1e6)
+    source = RewardSource(scorer, monitor=RewardMonitor(settings))
+    config = grpo_config(data, untrained_folder, folder, max_steps=3, save_every=0)
+    with pytest.raises(HackingAlarm, match="rollout 2: images of one prompt differ"):
+        train_grpo(config, source)
+    rows = losses(folder)
+    assert rows.keys() == {1}
+    assert 0 <= rows[1]["monitor/saturation"] <= 1
+    assert (folder / "monitor-0.json").is_file()

@@ -127,6 +127,19 @@ def test_a_run_may_be_watched_without_being_stopped():
         monitor.observe([RewardItem("x", "g", "p")], [Score(1.0)])
 
 
+def test_a_run_that_goes_on_measures_from_the_same_baseline(tmp_path):
+    def monitor():
+        found = RewardMonitor()
+        found.keep_baseline(tmp_path / "monitor.json")
+        return found
+
+    first = monitor()
+    for step in range(4):
+        first.observe(*rollout(step))
+    wanted = first.observe(*rollout(4, grid))
+    assert monitor().observe(*rollout(4, grid)) == wanted
+
+
 def test_statistics_of_simple_pictures():
     red = image_statistics(Image.new("RGB", (64, 64), "red"))
     assert (red["saturation"], red["edge_density"]) == (1.0, 0.0)
