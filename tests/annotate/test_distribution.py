@@ -33,13 +33,14 @@ def add_keyed(store: PreferenceStore, kind: str, count: int, right: bool = True)
 
 
 def test_golds_come_at_their_rate_hidden_in_the_queue(store):
-    fill(store, tasks=6, each=3, annotators=2)
+    # Each draw is a fair coin: 24 tasks leave room for fewer than both golds once in a million.
+    fill(store, tasks=24, each=3, annotators=2)
     ada, bo = add_users(store, "ada", "bo")
     add_keyed(store, "gold", 2)
     store.set_policy(gold_rate=0.5)
-    assert Counter(work(store, ada.id) for _ in range(8)) == {"standard": 6, "gold": 2}
+    assert Counter(work(store, ada.id) for _ in range(26)) == {"standard": 24, "gold": 2}
     assert work(store, ada.id) is None
-    assert [work(store, bo.id, (2, 0)) for _ in range(8)].count("gold") == 2
+    assert [work(store, bo.id, (2, 0)) for _ in range(26)].count("gold") == 2
     found = {row.user_id: (row.answered, row.correct) for row in store.keyed_answers()}
     assert found == {ada.id: (2, 2), bo.id: (2, 0)}
     # What was asked to test people is no preference.

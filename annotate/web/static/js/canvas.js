@@ -75,8 +75,11 @@ class Canvas {
     if (isForeign(event) || this.dialogs.isOpen || !this.settings.get("shortcuts")) return;
     const action = this.keymap.actionOf(event);
     if (!action) return;
+    // Enter and Space belong to a focused button, but not to one of a dialog that has just closed:
+    // it keeps the focus until the next frame is drawn.
     const button = event.target.closest?.("button, a");
-    if (button && (event.key === "Enter" || event.code === "Space")) return; // it belongs to them
+    const own = button && !button.closest("dialog");
+    if (own && (event.key === "Enter" || event.code === "Space")) return;
     const repeats = ["pan", "zoom_in", "zoom_out"].includes(action.name) || this.pen.keyDraft;
     event.preventDefault();
     if (event.repeat && !repeats) return;
