@@ -6,6 +6,9 @@ import json
 from functools import cache
 from pathlib import Path
 
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+
 LANGUAGES = ("en", "zh")
 LOCALES = Path(__file__).parent / "locales"
 LANGUAGE_COOKIE = "winsome_language"
@@ -28,3 +31,10 @@ def choose_language(configured: str, cookie: str | None, accept: str) -> str:
         if code in LANGUAGES:
             return code
     return "en"
+
+
+def asked_language(headers: Headers) -> str:
+    """The language of who sent these headers: the page's own, else the browser's wish."""
+    cookie = cookie_parser(headers.get("cookie", "")).get(LANGUAGE_COOKIE)
+    # The server's own setting is for a page that nobody has chosen a language for.
+    return choose_language("auto", cookie, headers.get("accept-language", ""))

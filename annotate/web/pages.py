@@ -11,7 +11,7 @@ from string import Template
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from annotate.web.i18n import LANGUAGES, catalogue
+from annotate.web.i18n import LANGUAGES, asked_language, catalogue
 
 STATIC = Path(__file__).parent / "static"
 GRADIO_ROOTS = ("/annotate", "/review")
@@ -55,6 +55,15 @@ def login_page(language: str, next_path: str, error: str = "") -> str:
     )
 
 
+def refused_page(language: str, text: str) -> str:
+    """What a person sees who opens a page that is not for them, or is not there."""
+    words = catalogue(language)
+    values = {key.removeprefix("refused."): escape(words[key]) for key in words if "refused." in key}
+    return Template((STATIC / "refused.html").read_text(encoding="utf-8")).substitute(
+        values, language="zh-CN" if language == "zh" else language, text=escape(text)
+    )
+
+
 class GradioPages:
     """ASGI middleware: gives each page that Gradio makes our head, policy and script nonce."""
 
@@ -79,14 +88,14 @@ class GradioPages:
             body += message.get("body", b"")
             if message.get("more_body") or start is None:
                 return
-            content = _rewrite(start, body, root)
+            content = _rewrite(start, body, root, Headers(scope=scope))
             await send(start)
             await send({"type": "http.response.body", "body": content})
 
         await self._app({**scope, "headers": headers}, receive, collect)
 
 
-def _rewrite(start: Message, body: bytes, root: str) -> bytes:
+def _rewrite(start: Message, body: bytes, root: str, asked: Headers) -> bytes:
     """The page's new text; ``start`` gets the headers that belong to it."""
     if not Headers(raw=start["headers"]).get("content-type", "").startswith("text/html"):
         return body
@@ -95,7 +104,18 @@ def _rewrite(start: Message, body: bytes, root: str) -> bytes:
     head = _HEAD.format(sheets="\n".join(sheets)).encode()
     body = _UNWANTED.sub(b"", body).replace(b"</head>", head + b"</head>", 1)
     body = body.replace(b"<script", f'<script nonce="{nonce}"'.encode())
+    body = body.replace(b"<gradio-app", _boot(asked) + b"<gradio-app", 1)
     headers = MutableHeaders(scope=start)
     headers["Content-Length"] = str(len(body))
     headers["Content-Security-Policy"] = _GRADIO_POLICY.format(nonce=nonce)
     return body
+
+
+def _boot(asked: Headers) -> bytes:
+    """What stands on the page until its script has begun; `tokens.css` hides it then."""
+    language = asked_language(asked)
+    lines = [escape(catalogue(language)[key]) for key in ("boot.loading", "boot.slow")]
+    tag = "zh-CN" if language == "zh" else language
+    return (
+        f'<div class="ws-boot" role="status" lang="{tag}"><p>{lines[0]}</p><p>{lines[1]}</p></div>'
+    ).encode()

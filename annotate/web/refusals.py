@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from annotate.web.i18n import LANGUAGE_COOKIE, catalogue, choose_language
+from annotate.web.i18n import asked_language, catalogue
+from annotate.web.pages import refused_page
 
 
 def refusal(
@@ -16,17 +16,18 @@ def refusal(
     detail: str = "",
     answer_headers: dict[str, str] | None = None,
 ) -> Response:
-    """``{"error": text, "code": code}``; ``detail`` where the catalogues have no such code."""
-    return JSONResponse(
-        {"error": say(headers, code, detail), "code": code},
-        status_code=status,
-        headers=answer_headers,
-    )
+    """``{"error": text, "code": code}``, or a page with that text for who opens one in a browser.
+
+    ``detail`` is the text where the catalogues have no such code.
+    """
+    text = say(headers, code, detail)
+    if "text/html" in headers.get("accept", ""):
+        page = refused_page(asked_language(headers), text)
+        return HTMLResponse(page, status_code=status, headers=answer_headers)
+    return JSONResponse({"error": text, "code": code}, status_code=status, headers=answer_headers)
 
 
 def say(headers: Headers, code: str, detail: str = "") -> str:
     """The text of ``error.<code>`` in the reader's language, else ``detail``."""
-    cookie = cookie_parser(headers.get("cookie", "")).get(LANGUAGE_COOKIE)
-    # The server's own setting is for a page that nobody has chosen a language for.
-    language = choose_language("auto", cookie, headers.get("accept-language", ""))
-    return catalogue(language).get(f"error.{code}", detail or code).replace("{detail}", detail)
+    words = catalogue(asked_language(headers))
+    return words.get(f"error.{code}", detail or code).replace("{detail}", detail)

@@ -254,6 +254,30 @@ def test_two_tabs_a_double_click_and_the_way_back_give_one_pick_each(browser, ur
     page.context.close()
 
 
+def test_the_guideline_opens_at_the_question_in_hand_however_late_its_pictures_come(
+    browser, url, store
+):
+    prompt = store.prompts()[0]
+    ids = [candidate.id for candidate in store.candidates(prompt.id)]
+    store.add_tasks({prompt.id: ids}, "detail", priority=950)
+    store.add_user("careful reader", "a long enough password")
+    page, watch = open_page(browser, url, "careful reader")
+    held = []
+    page.route("**/static/examples/*", lambda route: held.append(route))
+    press(page, "?")
+    heading = page.locator(".ws-guide [data-section=detail] h3")
+    expect(heading).to_be_in_viewport()
+    place = heading.bounding_box()
+    expect(page.locator(".ws-guide [data-section=general]")).not_to_be_in_viewport()
+    for route in held:
+        route.continue_()
+    loaded = "all => all.length && all.every(image => image.naturalWidth)"
+    page.wait_for_function(f"({loaded})([...document.querySelectorAll('.ws-example img')])")
+    assert heading.bounding_box() == place
+    watch.assert_quiet(url)
+    page.context.close()
+
+
 def test_a_lead_writes_the_guideline_and_every_view_is_accessible(browser, url, store, tmp_path):
     login = browser.new_page()
     login.goto(f"{url}/login?lang=zh")
@@ -265,12 +289,17 @@ def test_a_lead_writes_the_guideline_and_every_view_is_accessible(browser, url, 
     expect(page.locator(".ws-example")).to_have_count(3)
     assert serious(page) == []
     save_picture(page, "guideline", tmp_path)
+    press(page, "Escape", "f")
+    expect(page.locator(".ws-flag")).to_be_visible()
+    assert serious(page) == []
     press(page, "Escape", "k")
     assert serious(page) == []
     press(page, "Escape", "t")
     submit(page, "1 of 7")
     wait_for_images(page)
     press(page, "h")
+    expect(page.locator(".ws-history-list img")).to_have_count(2)
+    assert serious(page) == []
     page.get_by_role("button", name="Use as an example").click()
     page.locator(".ws-example textarea[lang=en]").fill("${document.title='owned'} <b>calm</b>")
     page.locator("fieldset textarea[lang=en]").first.fill("Look first.")

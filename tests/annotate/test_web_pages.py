@@ -122,6 +122,22 @@ def test_refusals_are_said_in_the_language_of_the_page(store):
     assert client.get("/api/nothing").json()["error"] == catalogue("zh")["error.no_page"]
 
 
+def test_a_browser_gets_a_page_and_not_json_where_it_may_not_go(store):
+    client = sign_in(create_app(store), "mei")
+    page = {"Accept": "text/html,*/*;q=0.8", "Accept-Language": "zh-CN"}
+    refused = client.get("/review/", headers=page)
+    assert (refused.status_code, refused.headers["content-type"][:9]) == (403, "text/html")
+    words = catalogue("zh")
+    for text in (words["error.role"], words["refused.label"], 'href="/annotate"', 'lang="zh-CN"'):
+        assert text in refused.text
+    assert client.get("/review/").json()["code"] == "role"  # a program still gets JSON
+    missing = client.get("/<b>nowhere", headers=page)
+    assert (missing.status_code, words["error.no_page"] in missing.text) == (404, True)
+    assert "<b>" not in missing.text
+    loading = client.get("/annotate/", headers=page).text  # before any script has run
+    assert f'role="status" lang="zh-CN"><p>{words["boot.loading"]}' in loading
+
+
 def test_the_description_of_the_api_names_every_route_and_what_it_takes(store):
     app = create_app(store)
     described = sign_in(app, "mei").get("/api/openapi.json").json()
