@@ -58,7 +58,7 @@ def login_page(language: str, next_path: str, error: str = "") -> str:
 def refused_page(language: str, text: str) -> str:
     """What a person sees who opens a page that is not for them, or is not there."""
     words = catalogue(language)
-    values = {key.removeprefix("refused."): escape(words[key]) for key in words if "refused." in key}
+    values = {key.removeprefix("refused."): escape(words[key]) for key in words if "refused" in key}
     return Template((STATIC / "refused.html").read_text(encoding="utf-8")).substitute(
         values, language="zh-CN" if language == "zh" else language, text=escape(text)
     )
