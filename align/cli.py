@@ -117,7 +117,20 @@ def dispatch(name: str, arguments: list[str]) -> int:
         print(f"winsome {version('winsome')}")
         return 0
     args = command_parser(name).parse_args(arguments)
-    return load_command(name).run(args) or 0
+    status = load_command(name).run(args) or 0
+    leave_process_group()
+    return status
+
+
+def leave_process_group() -> None:
+    """End the process group of a launch by several processes, where there is one.
+
+    Its threads otherwise outlive the interpreter now and then, which aborts a finished run and
+    makes the launcher report it as failed.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from run_data import FirstChannel, dpo_config, grpo_config, sft_config
 
 import align.online
+from align.cli import leave_process_group
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
 from align.policy import Policy
@@ -43,6 +44,7 @@ def main(data: Path, model: Path, out: Path) -> None:
     train_grpo(grpo_config(data, model, out / "grpo", **GRPO), FirstChannel())
     if AcceleratorState().deepspeed_plugin is None:
         start_unequal(data, model, out, state)
+    leave_process_group()
 
 
 def start_unequal(data: Path, model: Path, out: Path, state: PartialState) -> None:
