@@ -31,10 +31,11 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from align.checkpoint import atomic_file, atomic_write, write_error
-from align.config import GenerateConfig, dump_config, flatten_config, load_config
+from align.config import GenerateConfig, dump_config, load_config
 from align.data.rows import iterate_prompts
 from align.draw import Cell, Drawer
 from annotate.records import Candidate
+from annotate.settings import changed_settings
 
 __all__ = ["GenerateResult", "generate"]
 
@@ -90,12 +91,7 @@ def _open_folder(config: GenerateConfig) -> None:
     folder = config.output_dir
     path = folder / "config.yaml"
     if path.is_file():
-        stored, asked = flatten_config(load_config(GenerateConfig, path)), flatten_config(config)
-        different = [
-            f"{key}: {stored.get(key)!r} there, {asked.get(key)!r} asked"
-            for key in sorted(stored.keys() | asked.keys())
-            if stored.get(key) != asked.get(key) and key.split(".")[0] not in OPERATIONAL
-        ]
+        different = changed_settings(load_config(GenerateConfig, path), config, OPERATIONAL)
         if different:
             listing = "\n  ".join(different)
             raise ValueError(

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from align.checkpoint import CheckpointFolder, atomic_write, read_json, write_error
-from align.config import TrainConfig, dump_config, flatten_config, load_config
+from align.config import TrainConfig, dump_config, load_config
 from align.metrics import read_metrics
+from annotate.settings import changed_settings
 
 __all__ = ["RunFolder", "RunResult", "code_revision"]
 
@@ -87,13 +88,8 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.is_file():
             raise ValueError(f"{self.path} has checkpoints but no config.yaml; choose another")
-        stored = flatten_config(load_config(type(self.config), path))
-        asked = flatten_config(self.config)
-        different = [
-            f"{key}: {stored.get(key)!r} there, {asked.get(key)!r} asked"
-            for key in sorted(stored.keys() | asked.keys())
-            if stored.get(key) != asked.get(key) and key.split(".")[0] not in OPERATIONAL
-        ]
+        stored = load_config(type(self.config), path)
+        different = changed_settings(stored, self.config, OPERATIONAL)
         if different:
             listing = "\n  ".join(different)
             raise ValueError(

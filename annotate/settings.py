@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 __all__ = [
     "Config",
     "ConfigError",
+    "changed_settings",
     "configs_folder",
     "dump_config",
     "find_config",
@@ -154,6 +155,21 @@ def flatten_config(config: BaseModel) -> dict[str, Any]:
 
     visit("", config.model_dump(mode="json"))
     return flat
+
+
+def changed_settings(stored: BaseModel, asked: BaseModel, free: Collection[str] = ()) -> list[str]:
+    """What differs between two configurations, a text ``key: old there, new asked`` each.
+
+    Args:
+        free: dotted keys that may differ, with all that lies below them.
+    """
+    there, here = flatten_config(stored), flatten_config(asked)
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} asked"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+        and not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

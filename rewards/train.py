@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from trl import RewardConfig
 
 from annotate.records import Question, load_snapshot
-from annotate.settings import dump_config, flatten_config, load_config
+from annotate.settings import changed_settings, dump_config, load_config
 from rewards.config import RewardTrainConfig
 from rewards.evaluate import evaluate_model, fit_temperature, scored_pairs
 from rewards.folder import (
@@ -72,7 +72,7 @@ class RewardResult:
 def train_reward(config: RewardTrainConfig) -> RewardResult:
     """Train a preference model, measure it on held-out prompts, and save both.
 
-    An interrupted run in ``config.output`` is continued exactly: the weights are those of a run
+    An interrupted run in ``config.output_dir`` is continued exactly: the weights are those of a run
     without interruption, bit for bit on a CPU with a fixed number of threads.
 
     Raises:
@@ -232,14 +232,12 @@ def _claim_folder(config: RewardTrainConfig) -> None:
     if path.is_file():
         # Where features are cached and computed does not change what is trained.
         free = {"cache_dir", "device", "encoder.batch_size"}
-        there = flatten_config(load_config(RewardTrainConfig, path))
-        here = flatten_config(config)
-        changed = sorted(k for k in here.keys() - free if here[k] != there.get(k))
+        changed = changed_settings(load_config(RewardTrainConfig, path), config, free)
         if changed:
-            listed = ", ".join(f"{k}: {there.get(k)!r} there, {here[k]!r} here" for k in changed)
+            listed = "\n  ".join(changed)
             raise ValueError(
-                f"{config.output_dir} holds a run with other settings ({listed}); "
-                "name another output_dir, or delete it"
+                f"{config.output_dir} holds a run with other settings; name another output_dir, or "
+                f"delete it:\n  {listed}"
             )
     path.write_text(dump_config(config), encoding="utf-8")
 

@@ -98,7 +98,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(settings, trained, tmp_pa
 
 def test_a_folder_with_other_settings_is_refused(settings, trained):
     other = settings(trained.folder, learning_rate=1e-4)
-    with pytest.raises(ValueError, match=r"learning_rate: 0.003 there, 0.0001 here"):
+    with pytest.raises(ValueError, match=r"learning_rate: 0.003 there, 0.0001 asked"):
         train_reward(parse_config(RewardTrainConfig, other))
 
 
