@@ -136,6 +136,13 @@ class TrainConfig(Config):
     progress: bool = True
     """Show a progress bar where standard error is a terminal."""
 
+    @property
+    def recompute(self) -> Literal["none", "selective", "full"]:
+        """What `align.mmdit.activations` calls the choice of ``gradient_checkpointing``."""
+        if self.gradient_checkpointing == "selective":
+            return "selective"
+        return "full" if self.gradient_checkpointing else "none"
+
     @model_validator(mode="after")
     def _joint_where_asked(self) -> TrainConfig:
         if self.blocks == "stock" and (self.compile or self.attention):

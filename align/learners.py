@@ -18,6 +18,7 @@ from align.config import GRPOConfig, GRPOObjectiveConfig
 from align.data.draws import Draws
 from align.engine import BatchPlan, Engine
 from align.mmdit.adapters import Conditioning
+from align.mmdit.flow import interpolate
 from align.objectives.base import LossOutput, finish_parts
 from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch
 from align.objectives.flow_grpo import FlowGRPO, TransitionBatch
@@ -218,8 +219,7 @@ class ImageLearner(Learner[SampleBatch]):
         return self.objective.loss(self.policy, batch)
 
     def probe(self, batch: SampleBatch) -> tuple[Tensor, Tensor, Conditioning]:
-        sigma = batch.sigma.view(-1, 1, 1, 1)
-        return (1 - sigma) * batch.latents + sigma * batch.noise, batch.sigma, batch.cond
+        return interpolate(batch.latents, batch.noise, batch.sigma), batch.sigma, batch.cond
 
 
 def _image_objective(config: GRPOObjectiveConfig) -> DiffusionNFT | AWM:
@@ -284,8 +284,7 @@ class PairLearner(Learner[PairBatch]):
         return self.objective.loss(self.policy, batch)
 
     def probe(self, batch: PairBatch) -> tuple[Tensor, Tensor, Conditioning]:
-        sigma = batch.sigma.view(-1, 1, 1, 1)
-        return (1 - sigma) * batch.chosen + sigma * batch.noise, batch.sigma, batch.cond
+        return interpolate(batch.chosen, batch.noise, batch.sigma), batch.sigma, batch.cond
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         return finish_parts(metrics)

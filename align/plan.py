@@ -91,8 +91,7 @@ class Workload:
 
     @property
     def recompute(self) -> str:
-        known = {False: "none", True: "full", "selective": "selective"}
-        return known[self.config.gradient_checkpointing]
+        return self.config.recompute
 
     @property
     def trained(self) -> int:

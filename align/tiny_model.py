@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from align.mmdit.adapters.qwen_image import NUM_TEMPLATE_TOKENS, PROMPT_TEMPLATE
 from rewards.posters.spec import HEADLINES, caption, random_spec
 
 SPECIAL_TOKENS = (
@@ -41,14 +42,8 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-TEMPLATE_PREFIX = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
-    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
-    "<|im_start|>user\n"
-)
-"""What `QwenImagePipeline` puts before a prompt and then drops as `TEMPLATE_TOKENS` tokens."""
-TEMPLATE_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
-TEMPLATE_TOKENS = 34
+TEMPLATE_PREFIX, _, TEMPLATE_SUFFIX = PROMPT_TEMPLATE.partition("{}")
+"""What the pipeline puts before a prompt, and then drops as `NUM_TEMPLATE_TOKENS`, and after it."""
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 640) -> Qwen2Tokenizer:
@@ -88,8 +83,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 640) -> Qwen2Toke
         model_max_length=1024,
     )
     count = len(result(TEMPLATE_PREFIX).input_ids)
-    if count != TEMPLATE_TOKENS:
-        raise RuntimeError(f"template prefix: got {count} tokens, expected {TEMPLATE_TOKENS}")
+    if count != NUM_TEMPLATE_TOKENS:
+        raise RuntimeError(f"template prefix: got {count} tokens, expected {NUM_TEMPLATE_TOKENS}")
     return result
 
 

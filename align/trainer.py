@@ -22,7 +22,6 @@ from align.data.features import FeatureEncoder
 from align.engine import Engine, make_accelerator
 from align.interrupt import EXIT_CODE, listening
 from align.metrics import MetricsLog
-from align.mmdit.activations import Recompute
 from align.mmdit.adapters import ModelAdapter, load_adapter
 from align.mmdit.blocks import BlockSettings
 from align.policy import Policy
@@ -279,13 +278,7 @@ class Trainer:
 
 
 def _block_settings(config: TrainConfig) -> BlockSettings:
-    recompute: dict[Any, Recompute] = {False: "none", True: "full", "selective": "selective"}
-    return BlockSettings(
-        config.blocks,
-        recompute[config.gradient_checkpointing],
-        config.compile,
-        config.attention,
-    )
+    return BlockSettings(config.blocks, config.recompute, config.compile, config.attention)
 
 
 def _peft_config(lora: LoraConfig) -> Any:

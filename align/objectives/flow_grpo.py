@@ -10,8 +10,8 @@ clip range::
 r, and so the policy gradient's direction, is the published one, which averages over D; there a
 clip of 1e-5 means 0.7 nats at 512 x 512 and 2.6 at 1024 x 1024. The factor D turns the surrogate
 into nats (D (r - 1) = l to first order), beside a KL in nats. D^(-1/2) makes the gradient's size
-independent of D: at r = 1 the gradient with respect to the velocity is ``A k z / sqrt(D)`` with z
-the step's standard normal noise and k its ``|d mean / d v| / std``, of norm ``|A| k``. The KL takes
+independent of D: at r = 1 the gradient with respect to the velocity is ``A g z / sqrt(D)`` with z
+the step's standard normal noise and g its ``|d mean / d v| / std``, of norm ``|A| g``. The KL takes
 the same factor, so that ``beta`` stays a price per nat.
 
 The published code divides the KL by ``2 s^2`` without the step length; here it is the KL between
@@ -88,6 +88,13 @@ def surrogate(
     return -torch.minimum(advantages * gain, advantages * clipped_gain)
 
 
+def is_clipped(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """Where a sample is already as far as the clip lets it go in its advantage's direction."""
+    log_ratio = log_ratio.detach()
+    past = torch.where(advantages > 0, log_ratio > clip_range, log_ratio < -clip_range)
+    return past & (advantages != 0)
+
+
 def dppo_surrogate(
     log_ratio: Tensor, advantages: Tensor, old_kl: Tensor, clip_range: float, num_elements: int
 ) -> Tensor:
@@ -149,7 +156,7 @@ class FlowGRPO:
         mean, std = self.step(policy, batch)
         old_log_prob = batch.old_log_prob.to(device, torch.float64)
         log_ratio = gaussian_log_prob(batch.x_next, mean, std) - old_log_prob
-        losses, is_clipped = self.losses(batch, log_ratio, mean, std)
+        losses, clipped = self.losses(batch, log_ratio, mean, std)
         kl = torch.zeros_like(losses)
         if self.beta > 0:
             with policy.reference():
@@ -161,7 +168,7 @@ class FlowGRPO:
             loss=losses.mean().float() / math.sqrt(num_elements),
             metrics={
                 "kl": kl.detach().mean().float(),
-                "clip_ratio": is_clipped.float().mean(),
+                "clip_ratio": clipped.float().mean(),
                 "ratio_mean": log_ratio.clamp(max=20).exp().mean().float(),
                 "log_ratio_abs": log_ratio.abs().mean().float(),
             },
@@ -175,7 +182,7 @@ class FlowGRPO:
         advantages = batch.advantages.to(mean.device, torch.float64)
         if self.variant == "grpo":
             losses = surrogate(log_ratio, advantages, self.clip_range, num_elements)
-            return losses, _is_clipped(log_ratio, advantages, self.clip_range)
+            return losses, is_clipped(log_ratio, advantages, self.clip_range)
         if batch.old_mean is None:
             raise ValueError(f"the variant {self.variant!r} needs the means that the steps had")
         old_kl = gaussian_kl(mean, batch.old_mean, std)
@@ -186,11 +193,4 @@ class FlowGRPO:
         guarded = (log_ratio + old_kl) * std.double()
         length = (batch.sigma - batch.sigma_next).to(mean.device, torch.float64)
         losses = surrogate(guarded, advantages, self.clip_range, num_elements) / length
-        return losses, _is_clipped(guarded, advantages, self.clip_range)
-
-
-def _is_clipped(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """Where a step is already as far as the clip lets it go in its advantage's direction."""
-    log_ratio = log_ratio.detach()
-    past = torch.where(advantages > 0, log_ratio > clip_range, log_ratio < -clip_range)
-    return past & (advantages != 0)
+        return losses, is_clipped(guarded, advantages, self.clip_range)

@@ -16,7 +16,7 @@ from torch import Tensor
 from align.mmdit.adapters.base import Conditioning
 from align.mmdit.flow import interpolate, predict_x0, velocity_error
 from align.objectives.base import LossOutput, mean_output
-from align.objectives.flow_grpo import surrogate
+from align.objectives.flow_grpo import is_clipped, surrogate
 from align.policy import Policy
 
 MIN_WEIGHT = 1e-5
@@ -59,8 +59,8 @@ class DiffusionNFT:
         L    = A_max [r / b mean_D |x_0+ - x_0|^2 / w+ + (1 - r) / b mean_D |x_0- - x_0|^2 / w-]
                + beta mean_D |v - v_ref|^2
 
-    While v is v_old the loss is the same for every r, but its gradient is not: it is that of the
-    flow-matching error times ``A``.
+    While v is v_old the loss is the same for every r, but its gradient is not: with respect to v it
+    is ``A sigma^2 / w`` times that of the flow-matching error ``mean_D |v - (noise - x_0)|^2``.
     """
 
     strength: float = 1.0
@@ -121,11 +121,8 @@ class AWM:
         losses = losses / math.sqrt(num_elements)
         losses = losses + self.beta * _reference_distance(self.beta, policy, batch, velocity)
         log_ratio = log_ratio.detach()
-        past = torch.where(
-            advantages > 0, log_ratio > self.clip_range, log_ratio < -self.clip_range
-        )
         figures = {
-            "clip_ratio": (past & (advantages != 0)).float(),
+            "clip_ratio": is_clipped(log_ratio, advantages, self.clip_range).float(),
             "log_ratio_abs": log_ratio.abs().float(),
         }
         return mean_output({"loss": losses} | figures, batch.keep)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from align.mmdit import flow
+from align.mmdit.adapters import image_to_uint8
 from align.mmdit.adapters.qwen_image import QwenImageAdapter
 from align.pretrain.config import PretrainConfig, StageConfig
 from align.pretrain.data import Pool, draw_pool, to_unit
@@ -230,7 +231,7 @@ def preview(adapter: Any, path: Path, size: int) -> None:
     noise = flow.seeded_noise_batch(0, ids, [0] * len(ids), shape)
     cond = adapter.encode_prompts(prompts)
     latents = sample(adapter, adapter.transformer, cond, noise, num_steps=12)
-    pixels = (adapter.decode_latents(latents) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = image_to_uint8(adapter.decode_latents(latents)).numpy()
     grid = Image.new("RGB", (size * len(prompts), size))
     for i, image in enumerate(pixels):
         grid.paste(Image.fromarray(image), (i * size, 0))

@@ -22,8 +22,6 @@ from rewards.posters.spec import (
     random_spec,
 )
 
-CRITERIA = ("aesthetics", "instruction", "detail")
-
 _CONTENT = {
     "none": {"headlines": ("none",), "buttons": ("none",), "layouts": ("plain",)},
     "marks": {"headlines": ("none", *MARKS), "layouts": ("plain",)},
@@ -32,16 +30,13 @@ _CONTENT = {
 }
 
 
-def random_defects(
-    rng: random.Random, min_quality: float, criteria: tuple[str, ...] = CRITERIA
-) -> dict[str, float]:
+def random_defects(rng: random.Random, min_quality: float) -> dict[str, float]:
     """Severities of one or two defects whose quality score is at least ``min_quality``.
 
-    ``criteria`` names what may be harmed. A defect of instruction following contradicts the
-    caption, as captions found beside pictures do at times.
+    A defect of instruction following contradicts the caption, as captions found beside pictures do
+    at times.
     """
-    choices = [name for name, criterion in DEFECTS.items() if criterion in criteria]
-    names = rng.sample(choices, rng.choice((1, 1, 2)))
+    names = rng.sample([*DEFECTS], rng.choice((1, 1, 2)))
     shares = [rng.uniform(0.3, 1.0) for _ in names]
     total = (5.0 - min_quality) / 2.0 * rng.uniform(0.5, 1.0)
     severities = {n: min(1.0, total * s / sum(shares)) for n, s in zip(names, shares, strict=True)}

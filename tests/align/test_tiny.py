@@ -12,7 +12,8 @@ from align import tiny_pipeline
 from align.config import GenerateConfig
 from align.evaluation import measure
 from align.generate import generate
-from align.tiny_model import TEMPLATE_PREFIX, TEMPLATE_TOKENS
+from align.mmdit.adapters.qwen_image import NUM_TEMPLATE_TOKENS
+from align.tiny_model import TEMPLATE_PREFIX
 from annotate.records import Candidate, Prompt
 from rewards.posters.spec import CHOICES, HEADLINES, PosterSpec, caption, random_spec
 
@@ -31,7 +32,7 @@ def test_it_is_a_stock_pipeline_of_at_most_twenty_megabytes():
 
 def test_the_template_is_what_the_pipeline_drops_and_captions_are_short():
     tokenizer = Qwen2Tokenizer.from_pretrained(tiny_pipeline() / "tokenizer")
-    assert len(tokenizer(TEMPLATE_PREFIX).input_ids) == TEMPLATE_TOKENS
+    assert len(tokenizer(TEMPLATE_PREFIX).input_ids) == NUM_TEMPLATE_TOKENS
     longest = 0
     # Attributes stand apart in a caption, so every pair of choices meets somewhere in these.
     size = max(len(choices) for choices in CHOICES.values())
