@@ -311,8 +311,7 @@ def _watch(trainer: Trainer, feedback: Feedback, step: int, metrics: dict[str, f
     rise, limit = feedback.chosen_rise, feedback.config.chosen_alarm
     logger.warning(
         "step %d: the chosen images' error is %.1f %% above the reference's (alarm at %.1f %%): "
-        "the "
-        "policy gets worse at what was preferred. Raise objective.anchor_weight, or lower "
+        "the policy gets worse at what was preferred. Raise objective.anchor_weight, or lower "
         "optimizer.lr or objective.beta",
         step,
         100 * rise,
