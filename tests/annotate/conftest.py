@@ -44,7 +44,7 @@ def debian_cluster(programs: Path) -> Iterator[str]:
     # A collation that is not that of bytes: no digest may depend on the server's order of text.
     order = ["--locale-provider=icu", "--icu-locale=en"]
     call(str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-N", *order)
-    settings = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=60"
+    settings = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=100"
     control = str(programs / "pg_ctl")
     call(control, "-D", data, "-o", settings, "-l", str(folder / "log"), "-w", "start")
     try:

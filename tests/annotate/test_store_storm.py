@@ -14,6 +14,7 @@ from studio import Place, add_users, answer, fill
 
 from annotate.store import ConflictError, PreferenceStore
 from annotate.tables import AssignmentRow, PickRow
+from benchmarks.store import storm
 
 TASKS, ANNOTATORS_PER_TASK, PROCESSES, THREADS = 30, 3, 3, 2
 
@@ -75,3 +76,16 @@ def test_a_storm_of_claims_and_submits_fills_every_slot_once(place):
         )
         assert not [pick for pick in picks if pick.status == "void"]
         assert len(picks) == sent
+
+
+def test_a_storm_with_kills_loses_and_doubles_nothing(place):
+    found = storm(
+        place.location, place.images, tasks=60, processes=8, annotators=50, kills=4, seed=7
+    )
+    assert (found["errors"], found["exit_codes"]) == ([], [0] * 8)
+    assert found["kills"] == 4
+    assert (found["picks"], found["slots"], found["open_slots"]) == (180, 180, 0)
+    assert (found["wrong_tasks"], found["duplicates"], found["lost"], found["void"]) == (0,) * 4
+    # A kill between the store's answer and the journal leaves a pick that is in no journal.
+    assert 180 - 4 * 7 <= found["accepted"] <= 180
+    assert found["audit_faults"] == 0
