@@ -113,6 +113,15 @@ def measure_hacking(args: argparse.Namespace) -> None:
     )
 
 
+def measure_rewards(args: argparse.Namespace) -> None:
+    """The reward model beside the designers; ``runs/`` keeps its posters, picks and weights."""
+    from benchmarks.reward_model import measure_reward_model
+
+    bars = [n for n, bar in BARS.items() if bar.area == "rewards" and "hacking" not in n]
+    raw = measure_reward_model(Path("runs/benchmarks/rewards"))
+    record(bars, raw, "python -m benchmarks.measure rewards")
+
+
 QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
     "cli": measure_cli,
     "tiny": measure_tiny,
@@ -122,6 +131,7 @@ SLOW: dict[str, Callable[[argparse.Namespace], None]] = {
     "app": measure_app,
     "circle": measure_circle,
     "hacking": measure_hacking,
+    "rewards": measure_rewards,
     "text": measure_text,
 }
 

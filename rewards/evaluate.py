@@ -197,6 +197,9 @@ def build_report(
         "ci_high": summary["ci_high"],
         "ceiling": summary["ceiling"],
         "accuracy_on_ceiling_pairs": summary["accuracy_on_ceiling_pairs"],
+        "ceiling_gap": summary["ceiling_gap"],
+        "ceiling_gap_low": summary["ceiling_gap_low"],
+        "ceiling_gap_high": summary["ceiling_gap_high"],
         "ece": summary["ece"],
         "ece_expected": summary["ece_expected"],
         "reliability": summary["reliability"],
@@ -219,22 +222,20 @@ def _measure(pairs: Sequence[ScoredPair], seed: int) -> dict[str, Any]:
         seed,
     )
     shared = agreement_pairs(pairs)
-    ceiling, model_on_shared = None, None
-    if shared:
-        prompts = [pair.prompt_id for pair, _ in shared]
-        groups = [pair.question for pair, _ in shared]
-        ceiling, *_ = cluster_bootstrap(prompts, groups, [alike for _, alike in shared], seed)
-        model_on_shared, *_ = cluster_bootstrap(
-            prompts, groups, [pair.agreement for pair, _ in shared], seed
-        )
+    designers, model, gap = _beside_designers(shared, seed)
     margins = np.array([pair.margin for pair in pairs])
     found = calibration(margins)
     return {
         "accuracy": accuracy,
         "ci_low": low,
         "ci_high": high,
-        "ceiling": ceiling,
-        "accuracy_on_ceiling_pairs": model_on_shared,
+        "ceiling": designers[0],
+        "ceiling_low": designers[1],
+        "ceiling_high": designers[2],
+        "accuracy_on_ceiling_pairs": model[0],
+        "ceiling_gap": gap[0],
+        "ceiling_gap_low": gap[1],
+        "ceiling_gap_high": gap[2],
         "nll": negative_log_likelihood(margins),
         "brier": brier_score(margins),
         "ece": found.ece,
@@ -243,6 +244,30 @@ def _measure(pairs: Sequence[ScoredPair], seed: int) -> dict[str, Any]:
         "reliability": [list(bin) for bin in found.bins],
         "num_pairs": len(pairs),
     }
+
+
+_Bounds = tuple[float, float, float] | tuple[None, None, None]
+
+
+def _beside_designers(
+    shared: Sequence[tuple[ScoredPair, float]], seed: int
+) -> tuple[_Bounds, _Bounds, _Bounds]:
+    """Designers' agreement, the model's on the same pairs, and the difference, with intervals."""
+    if not shared:
+        nothing = (None, None, None)
+        return nothing, nothing, nothing
+    prompts = [pair.prompt_id for pair, _ in shared]
+    groups = [pair.question for pair, _ in shared]
+
+    def bounds(values: list[float]) -> _Bounds:
+        return cluster_bootstrap(prompts, groups, values, seed)
+
+    return (
+        bounds([alike for _, alike in shared]),
+        bounds([pair.agreement for pair, _ in shared]),
+        # Both meet the same prompts in every draw: the interval is that of the difference.
+        bounds([pair.agreement - alike for pair, alike in shared]),
+    )
 
 
 def _head_correlation(
