@@ -127,6 +127,18 @@ class Snapshot:
         """Each pick as best, middle, worst, for a Plackett-Luce likelihood."""
         return list(derive_rankings(self.task_of, self.select(question, split)))
 
+    def annotator_temperatures(self, pick_ids: Collection[str]) -> dict[str, float]:
+        """How closely each annotator chooses as the others do: 0 is the closest; needs numpy.
+
+        Those of `annotate.reliability.annotator_reliability` over the named picks. Annotators whose
+        tasks nobody else answered have none.
+        """
+        from annotate.reliability import annotator_reliability
+
+        picks = [pick for pick in self.picks if pick.id in pick_ids]
+        found = annotator_reliability(self.task_of, picks)
+        return {reliability.annotator: reliability.temperature for reliability in found}
+
     def image_path(self, candidate: Candidate | str) -> Path:
         """The PNG file of a candidate, or of an image's SHA-256.
 

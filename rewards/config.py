@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 from annotate.records import Split
 from annotate.settings import Config
 
-__all__ = ["DiffusionEncoderConfig", "HeadConfig", "RewardTrainConfig"]
+__all__ = ["DiffusionEncoderConfig", "HeadConfig", "Loss", "RewardTrainConfig"]
+
+Loss = Literal["plackett_luce", "bradley_terry", "rao_kupper", "gaussian"]
 
 
 class DiffusionEncoderConfig(Config):
@@ -89,8 +91,22 @@ class RewardTrainConfig(Config):
     development_fraction: float = Field(default=0.15, gt=0.0, lt=1.0)
     """Share of the training prompts set aside when ``held_out`` is ``validation``."""
     ties: Literal["uniform", "drop"] = "uniform"
-    """What an "all equal" teaches: equal scores, or nothing. "All bad" orders no candidates and is
-    always left out."""
+    """What an "all equal" teaches: equal scores, or nothing."""
+
+    loss: Loss = "plackett_luce"
+    """The likelihood of a pick. ``plackett_luce``: best among all, then worst among the others.
+    The rest are means over the pairs that a pick implies: ``bradley_terry``; ``rao_kupper``, whose
+    ties have a threshold learned for each question; ``gaussian``, where every score has a variance
+    of its own."""
+    reasons: bool = False
+    """Let the reasons of a pick for "overall" teach the criteria that they name: "won by detail"
+    is a best on detail, "lost by detail" a worst."""
+    all_bad: Literal["ignore", "anchor"] = "ignore"
+    """What an "all bad" teaches: nothing, or that all its candidates stand below what was picked as
+    best on that question in the prompt's other tasks, or below 0 where nothing was."""
+    annotator_weights: Literal["equal", "reliability"] = "equal"
+    """Weight of a pick: 1, or its annotator's precision in choosing (1 / the temperature that the
+    training picks of several annotators imply), over the mean of all picks."""
 
     epochs: int = Field(default=30, ge=1)
     """At most; training stops ``patience`` epochs after the best negative log likelihood."""
@@ -111,4 +127,6 @@ class RewardTrainConfig(Config):
     def _check_held_out(self) -> RewardTrainConfig:
         if self.held_out == Split.TRAIN:
             raise ValueError("held_out must be 'validation' or 'test', got 'train'")
+        if self.loss == "rao_kupper" and self.ties == "drop":
+            raise ValueError("loss 'rao_kupper' learns from ties, but ties is 'drop'")
         return self

@@ -31,8 +31,13 @@ class Judgement:
     annotator: str
     question: Question
     best: int | None
-    """None, like ``worst``, when all were called equal."""
+    """None, like ``worst``, when all were called equal. A reason names one of the two alone."""
     worst: int | None
+    all_bad: bool = False
+    weight: float = 1.0
+    """In training; see `rewards.supervision`."""
+    anchors: tuple[str, ...] = ()
+    """For "all bad": the candidates that were picked in the prompt's other tasks."""
 
     def pairs(self, num_candidates: int) -> Iterator[tuple[int, int]]:
         """All implied (better, worse) positions: the best beats all, all others beat the worst."""

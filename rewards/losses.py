@@ -19,7 +19,8 @@ __all__ = [
     "bradley_terry",
     "centring",
     "gaussian_bradley_terry",
-    "mean_by_criterion",
+    "implied_pairs",
+    "mean_over_pairs",
     "plackett_luce",
     "rao_kupper",
     "weighted_mean",
@@ -168,21 +169,28 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def mean_by_criterion(losses: Tensor, asked: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the criteria of each one's mean loss; scalar.
-
-    A criterion that few picks ask for counts as much as one that all ask for, and one that none
-    asks for does not count.
+def implied_pairs(mask: Tensor, best: Tensor, worst: Tensor) -> Tensor:
+    """(B, K, K), true where the row's candidate beats the column's: best all, all the worst.
 
     Args:
-        losses: (B, C), a column per criterion.
-        asked: (B, C), true where that comparison says something on that criterion.
-        weights: (C,), >= 0.
+        mask: (B, K), true where there is a candidate.
+        best, worst: (B,) positions; -1 where one is not named.
     """
-    count = asked.sum(dim=0)
-    means = losses.masked_fill(~asked, 0.0).sum(dim=0) / count.clamp_min(1)
-    present = weights * (count > 0)
-    return (present * means).sum() / present.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+    place = torch.arange(mask.shape[1], device=mask.device)
+    is_best, is_worst = place == best[:, None], place == worst[:, None]
+    beats = is_best[:, :, None] | is_worst[:, None, :]
+    apart = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    return beats & mask[:, :, None] & mask[:, None, :] & apart
+
+
+def mean_over_pairs(losses: Tensor, pairs: Tensor) -> Tensor:
+    """(B, K, K) losses and which of them count, to the mean of each comparison, (B,).
+
+    A pick of one among many implies pairs that are not independent; their mean counts it once.
+    Averaged over annotators, this is the likelihood of the share of votes: `bradley_terry` is
+    linear in its target.
+    """
+    return losses.masked_fill(~pairs, 0.0).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))
 
 
 def centring(scores: Tensor, mask: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ from rewards.models.features import (
 from rewards.models.preference import OVERALL, PreferenceConfig, PreferenceModel
 from rewards.scorers.preference import PreferenceScorer
 from rewards.splits import prompt_digest
+from rewards.supervision import supervise
 from rewards.trainer import CandidateTrainer, SetCollator, to_dataset
 
 __all__ = ["RewardResult", "train_reward"]
@@ -83,13 +84,16 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     snapshot = load_snapshot(config.snapshot, images=config.images)
     division = divide(snapshot, config.held_out, config.development_fraction, config.seed)
     _claim_folder(config)
+    lessons = supervise(
+        snapshot, division.train, config.reasons, config.all_bad, config.annotator_weights
+    )
     settings = config.encoder.model_dump(mode="json")
     encoder = load_encoder(settings, config.base, config.device)
     cache = FeatureCache(config.cache_dir or config.output_dir / FEATURES, encoder.identity)
-    seen = (*division.train, *division.development)
+    seen = (*lessons, *division.development)
     bank = extract_features(snapshot, own_prompts(seen), encoder, cache)
-    model = _build_model(config, division, encoder, bank)
-    trainer = _build_trainer(config, model, division, bank, encoder.tokenizer)
+    model = _build_model(config, lessons, encoder, bank)
+    trainer = _build_trainer(config, model, lessons, division, bank, encoder.tokenizer)
     with _without_save_bars():
         last = _last_complete_checkpoint(config.output_dir / CHECKPOINTS)
         trainer.train(resume_from_checkpoint=last)
@@ -105,7 +109,7 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
         "trained_on": {
             "num_prompts": len({candidates.prompt.id for candidates in division.train}),
             "num_picks": sum(len(candidates.judgements) for candidates in division.train),
-            "questions": count_questions(division.train),
+            "questions": count_questions(lessons),
         },
     }
     write_json(config.output_dir / REPORT_FILE, report)
@@ -114,14 +118,14 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
 
 def _build_model(
     config: RewardTrainConfig,
-    division: Division,
+    lessons: Sequence[CandidateSet],
     encoder: CandidateEncoder,
     bank: Bank,
 ) -> PreferenceModel:
-    """An untrained model with a head for each criterion that training picks ask for."""
-    asked = count_questions(division.train)
+    """An untrained model with a head for each criterion that training picks ask for or name."""
+    asked = count_questions(lessons)
     criteria = [question.value for question in CRITERIA if question.value in asked] or [OVERALL]
-    batch = collate(list(own_features(division.train, bank).values()))
+    batch = collate(list(own_features(lessons, bank).values()))
     set_seed(config.seed)
     model = PreferenceModel(
         PreferenceConfig(
@@ -133,6 +137,7 @@ def _build_model(
             image_dim=batch.image.shape[2],
             text_dim=batch.text.shape[2],
             stats_dim=batch.stats.shape[1],
+            loss=config.loss,
             **config.head.model_dump(),
         )
     )
@@ -143,6 +148,7 @@ def _build_model(
 def _build_trainer(
     config: RewardTrainConfig,
     model: PreferenceModel,
+    lessons: Sequence[CandidateSet],
     division: Division,
     bank: Bank,
     tokenizer: Any,
@@ -151,11 +157,12 @@ def _build_trainer(
     trainer = CandidateTrainer(
         model=model,
         args=_trainer_settings(config),
-        train_dataset=to_dataset(division.train, outputs, keep_ties),
+        train_dataset=to_dataset(lessons, outputs, keep_ties),
         eval_dataset=to_dataset(division.development, outputs, keep_ties),
         data_collator=SetCollator(bank),
         processing_class=tokenizer,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
+        loss=config.loss,
     )
     # Without a terminal the Trainer would print a dict every epoch; metrics.jsonl has them.
     trainer.remove_callback(PrinterCallback)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,44 +11,58 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
-from rewards.judgements import CandidateSet
-from rewards.losses import all_equal, best_then_worst, centring
+from rewards.config import Loss
+from rewards.judgements import CandidateSet, Judgement
+from rewards.losses import weighted_mean
 from rewards.models.features import Bank, collate
 from rewards.models.preference import PreferenceOutput
+from rewards.objective import ALL_BAD, NONE, SetLoss, preference_loss
 
-__all__ = ["CandidateTrainer", "SetCollator", "SetLoss", "preference_loss", "to_dataset"]
-
-_TIE = -1
+__all__ = ["CandidateTrainer", "SetCollator", "to_dataset"]
 
 
 def to_dataset(sets: Iterable[CandidateSet], outputs: Sequence[str], keep_ties: bool) -> Dataset:
     """One row per candidate set: its candidates, and question, best and worst of each judgement.
 
-    Judgements that ask for no output of the model are left out, as are sets without any.
+    Judgements that ask for no output of the model are left out, as are sets without any. Where any
+    judgement has a weight or anchors, there are columns for these too.
     """
+    asked = [
+        (candidates, kept)
+        for candidates in sets
+        if (kept := [j for j in candidates.judgements if _teaches(j, outputs, keep_ties)])
+    ]
+    every = [j for _, kept in asked for j in kept]
+    weighted = any(j.weight != 1.0 for j in every)
+    anchored = any(j.all_bad for j in every)
     rows = []
-    for candidates in sets:
-        judgements = [
-            (
-                outputs.index(j.question.value),
-                _TIE if j.best is None else j.best,
-                _TIE if j.worst is None else j.worst,
-            )
-            for j in candidates.judgements
-            if j.question.value in outputs and (keep_ties or j.best is not None)
-        ]
-        if judgements:
-            questions, best, worst = map(list, zip(*judgements, strict=True))
-            rows.append(
-                {
-                    "candidate_ids": list(candidates.candidate_ids),
-                    "prompt": candidates.prompt.text,
-                    "question": questions,
-                    "best": best,
-                    "worst": worst,
-                }
-            )
+    for candidates, kept in asked:
+        row: dict[str, Any] = {
+            "candidate_ids": list(candidates.candidate_ids),
+            "prompt": candidates.prompt.text,
+            "question": [outputs.index(j.question.value) for j in kept],
+            "best": [_position(j, j.best) for j in kept],
+            "worst": [_position(j, j.worst) for j in kept],
+        }
+        if weighted:
+            row["weight"] = [j.weight for j in kept]
+        if anchored:
+            anchors = sorted({cid for j in kept for cid in j.anchors})
+            row["anchor_ids"] = anchors
+            row["anchors"] = [[anchors.index(cid) for cid in j.anchors] for j in kept]
+        rows.append(row)
     return Dataset.from_list(rows)
+
+
+def _teaches(judgement: Judgement, outputs: Sequence[str], keep_ties: bool) -> bool:
+    tie = judgement.best is None and judgement.worst is None and not judgement.all_bad
+    return judgement.question.value in outputs and (keep_ties or not tie)
+
+
+def _position(judgement: Judgement, place: int | None) -> int:
+    if judgement.all_bad:
+        return ALL_BAD
+    return NONE if place is None else place
 
 
 class SetCollator:
@@ -60,23 +73,27 @@ class SetCollator:
         image, text, text_mask, stats   as in `FeatureBatch`
         members (P, K)   rows of the candidates, 0 where padded;  mask (P, K)
         question (P,)    column of the logits
-        best, worst (P,) positions in 0 .. K - 1, both -1 for "all equal"
+        best, worst (P,) positions in 0 .. K - 1, both -1 for "all equal", both -2 for "all bad"
+        weight (P,)      where the rows have weights
+        anchors (P, A)   rows of the anchors of "all bad", 0 where padded;  anchor_mask (P, A)
     """
 
     def __init__(self, bank: Bank):
         self._bank = bank
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        keys = [(cid, row["prompt"]) for row in rows for cid in row["candidate_ids"]]
+        ids = [[*row["candidate_ids"], *row.get("anchor_ids", ())] for row in rows]
+        keys = [(cid, row["prompt"]) for row, of in zip(rows, ids, strict=True) for cid in of]
+        starts = _starts(ids)
         judgements = [
             (start, len(row["candidate_ids"]), *judgement)
-            for start, row in zip(_starts(rows), rows, strict=True)
+            for start, row in zip(starts, rows, strict=True)
             for judgement in zip(row["question"], row["best"], row["worst"], strict=True)
         ]
         start, count, question, best, worst = torch.tensor(judgements).unbind(dim=1)
         position = torch.arange(int(count.max()))[None]
         mask = position < count[:, None]
-        return {
+        batch = {
             **collate([self._bank[key] for key in keys]).as_dict(),
             "members": torch.where(mask, start[:, None] + position, 0),
             "mask": mask,
@@ -84,62 +101,34 @@ class SetCollator:
             "best": best,
             "worst": worst,
         }
+        if "weight" in rows[0]:
+            batch["weight"] = torch.tensor([w for row in rows for w in row["weight"]])
+        if "anchors" in rows[0]:
+            batch |= _anchors(rows, starts)
+        return batch
 
 
-def _starts(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def _starts(ids: Sequence[Sequence[str]]) -> list[int]:
     starts = [0]
-    for row in rows[:-1]:
-        starts.append(starts[-1] + len(row["candidate_ids"]))
+    for row in ids[:-1]:
+        starts.append(starts[-1] + len(row))
     return starts
 
 
-@dataclass(frozen=True, slots=True)
-class SetLoss:
-    nll: Tensor
-    """(M, P) per member and judgement, in nats."""
-    centring: Tensor
-    """(M, P) squared mean scores."""
-    correct: Tensor
-    """(P,) whether the members' mean score ranks best over worst; NaN for "all equal"."""
-
-
-def preference_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> SetLoss:
-    """Each judgement's likelihood, in the column of the question that it answers.
-
-    Args:
-        logits: (N, M, C) of `PreferenceModel`.
-        batch: of `SetCollator`.
-    """
-    column = batch["question"][:, None, None, None]
-    scores = logits[batch["members"]]  # (P, K, M, C)
-    scores = scores.gather(3, column.expand(*scores.shape[:3], 1)).squeeze(3).permute(2, 0, 1)
-    num_members, mask = len(scores), batch["mask"]
-    picked = batch["best"] >= 0
-    best, worst = batch["best"][picked], batch["worst"][picked]
-
-    def of_members(values: Tensor) -> Tensor:
-        return values.repeat(num_members, *[1] * (values.ndim - 1))
-
-    def per_member(losses: Tensor) -> Tensor:
-        return losses.unflatten(0, (num_members, -1))
-
-    # Picks and ties are computed apart: a masked-out branch would still send NaN backwards.
-    nll = scores.new_zeros(num_members, len(picked))
-    if picked.any():
-        arguments = [of_members(values) for values in (mask[picked], best, worst)]
-        nll[:, picked] = per_member(best_then_worst(scores[:, picked].flatten(0, 1), *arguments))
-    if not picked.all():
-        ties = scores[:, ~picked].flatten(0, 1)
-        nll[:, ~picked] = per_member(all_equal(ties, of_members(mask[~picked])))
-    correct = torch.full_like(nll[0], float("nan"))
-    mean = scores.detach().mean(dim=0)[picked]
-    margin = mean.gather(1, best[:, None]) - mean.gather(1, worst[:, None])
-    correct[picked] = 0.5 + 0.5 * margin.squeeze(1).sign()
-    return SetLoss(
-        nll=nll,
-        centring=per_member(centring(scores.flatten(0, 1), of_members(mask))),
-        correct=correct,
-    )
+def _anchors(rows: Sequence[Mapping[str, Any]], starts: Sequence[int]) -> dict[str, Tensor]:
+    """Rows of the features that hold each judgement's anchors."""
+    places = [
+        [start + len(row["candidate_ids"]) + place for place in anchors]
+        for start, row in zip(starts, rows, strict=True)
+        for anchors in row["anchors"]
+    ]
+    width = max(1, *(len(of) for of in places))
+    padded = [of + [0] * (width - len(of)) for of in places]
+    counts = torch.tensor([len(of) for of in places])
+    return {
+        "anchors": torch.tensor(padded),
+        "anchor_mask": torch.arange(width)[None] < counts[:, None],
+    }
 
 
 class CandidateTrainer(RewardTrainer):
@@ -148,8 +137,9 @@ class CandidateTrainer(RewardTrainer):
     ``args.center_rewards_coefficient`` weighs the centring. Logs TRL's metric names.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, loss: Loss = "plackett_luce", **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._loss: Loss = loss
         # It was needed for TRL's checks alone; checkpoints hold no tokenizer.
         self.processing_class = None
 
@@ -161,7 +151,8 @@ class CandidateTrainer(RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns = [
-                "candidate_ids", "prompt", "question", "best", "worst",
+                "candidate_ids", "prompt", "question", "best", "worst", "weight",
+                "anchor_ids", "anchors",
             ]  # fmt: skip
 
     def compute_loss(
@@ -171,13 +162,16 @@ class CandidateTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean over the batch's judgements; see `preference_loss`."""
+        """Mean over the batch's judgements, by weight; see `preference_loss`."""
         features = ("image", "text", "text_mask", "stats")
         outputs: PreferenceOutput = model(**{name: inputs[name] for name in features})
         assert outputs.logits is not None
-        result = preference_loss(outputs.logits, inputs)
+        result = preference_loss(outputs, inputs, self._loss)
         args = cast(RewardConfig, self.args)
-        loss = result.nll.mean()
+        if "weight" in inputs:
+            loss = weighted_mean(result.nll.mean(dim=0), inputs["weight"])
+        else:
+            loss = result.nll.mean()
         loss = loss + (args.center_rewards_coefficient or 0.0) * result.centring.mean()
         self._record("train" if model.training else "eval", outputs.logits.detach(), result)
         return (loss, outputs) if return_outputs else loss

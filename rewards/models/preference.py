@@ -41,6 +41,7 @@ class PreferenceConfig(PretrainedConfig):
         num_members: int = 2,
         dropout: float = 0.1,
         temperatures: dict[str, float] | None = None,
+        loss: str = "plackett_luce",
         **kwargs: Any,
     ):
         self.criteria = list(criteria)
@@ -58,6 +59,7 @@ class PreferenceConfig(PretrainedConfig):
         self.num_members = num_members
         self.dropout = dropout
         self.temperatures = temperatures or {}
+        self.loss = loss
         # TRL's RewardTrainer takes models of one label only; ours is the overall score.
         super().__init__(**{**kwargs, "num_labels": 1})
 
@@ -71,6 +73,10 @@ class PreferenceConfig(PretrainedConfig):
 class PreferenceOutput(ModelOutput):
     logits: Tensor | None = None
     """(N, M, C) scores of N candidates by M members, columns as `PreferenceConfig.outputs`."""
+    variance: Tensor | None = None
+    """(N, M, C) of each score, where the loss is ``gaussian``."""
+    tie_log_odds: Tensor | None = None
+    """(C,) how far apart two must be for one to win, where the loss is ``rao_kupper``."""
 
 
 class PreferenceModel(PreTrainedModel):
@@ -94,6 +100,8 @@ class PreferenceModel(PreTrainedModel):
         self.image_scale = _Standardise(config.image_dim)
         self.text_scale = _Standardise(config.text_dim)
         self.stats_scale = _Standardise(config.stats_dim)
+        if config.loss == "rao_kupper":
+            self.tie_threshold = nn.Parameter(torch.zeros(len(config.outputs)))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,8 +119,13 @@ class PreferenceModel(PreTrainedModel):
         """Scores of ``N`` candidates; arguments as the fields of `FeatureBatch`."""
         image, text = self.image_scale(image), self.text_scale(text)
         stats = self.stats_scale(stats)
-        members = [member(image, text, text_mask, stats) for member in self.members]
-        return PreferenceOutput(logits=torch.stack(members, dim=1))
+        heads = [member(image, text, text_mask, stats) for member in self.members]
+        ties, doubts = self.config.loss == "rao_kupper", self.config.loss == "gaussian"
+        return PreferenceOutput(
+            logits=torch.stack([scores for scores, _ in heads], dim=1),
+            variance=torch.stack([v for _, v in heads], dim=1) if doubts else None,
+            tie_log_odds=F.softplus(self.tie_threshold) if ties else None,
+        )
 
     def overall_weights(self) -> dict[str, float]:
         """softplus(a_k), the mean over members; empty when "overall" is a head of its own."""
@@ -169,9 +182,14 @@ class _Member(nn.Module):
         # softplus(a) = 1 / C: the mean of the criteria until picks say otherwise.
         start = torch.full((len(self.criteria),), 1.0 / len(self.criteria))
         self.combination = nn.Parameter(torch.log(torch.expm1(start)))
+        self.variances: nn.ModuleList | None = None
+        if config.loss == "gaussian":
+            self.variances = nn.ModuleList(nn.Linear(pooled, 1) for _ in self.criteria)
 
-    def forward(self, image: Tensor, text: Tensor, text_mask: Tensor, stats: Tensor) -> Tensor:
-        """(N, C) scores, columns as `PreferenceConfig.outputs`."""
+    def forward(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, stats: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N, C) scores and their variances or None, columns as `PreferenceConfig.outputs`."""
         place = (self.rows + self.columns).flatten(0, 1)
         tokens = torch.cat([self.image_in(image) + place, self.text_in(text) + self.text_kind], 1)
         mask = torch.cat([text_mask.new_ones(image.shape[:2]), text_mask], dim=1)
@@ -180,17 +198,24 @@ class _Member(nn.Module):
             tokens = block(tokens, mask)
         queries = self.queries.expand(len(tokens), -1, -1)
         pooled = self.dropout(self.pool(queries, self.norm(tokens), mask))
-        heads = [
-            score(torch.cat([queries.flatten(1), stats], dim=1))
-            for score, queries in zip(
-                self.scores, pooled.chunk(len(self.criteria), dim=1), strict=True
-            )
+        inputs = [
+            torch.cat([queries.flatten(1), stats], dim=1)
+            for queries in pooled.chunk(len(self.criteria), dim=1)
         ]
-        criteria = torch.cat(heads, dim=1)
+        heads = [score(x) for score, x in zip(self.scores, inputs, strict=True)]
+        criteria, variance = torch.cat(heads, dim=1), None
+        if self.variances is not None:
+            raw = [head(x) for head, x in zip(self.variances, inputs, strict=True)]
+            # Within [e^-4, e^2], where the quadrature is exact and no score is given up.
+            variance = torch.cat(raw, dim=1).clamp(-4.0, 2.0).exp()
         if OVERALL in self.criteria:
-            return criteria
-        overall = criteria.detach() @ F.softplus(self.combination)
-        return torch.cat([criteria, overall[:, None]], dim=1)
+            return criteria, variance
+        weights = F.softplus(self.combination)
+        overall = criteria.detach() @ weights
+        if variance is not None:
+            whole = variance.detach() @ weights.square()
+            variance = torch.cat([variance, whole[:, None]], dim=1)
+        return torch.cat([criteria, overall[:, None]], dim=1), variance
 
 
 class _Block(nn.Module):

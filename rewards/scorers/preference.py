@@ -74,14 +74,23 @@ class PreferenceScorer:
 
     @torch.inference_mode()
     def score_features(self, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation over members, (N, C) each, columns as ``outputs``."""
+        """Mean and standard deviation over members, (N, C) each, columns as ``outputs``.
+
+        Where the model gives each score a variance (loss ``gaussian``), its mean over members is
+        added to that between them.
+        """
         means, deviations = [], []
         for start in range(0, len(features), _BATCH_SIZE):
             batch = collate(features[start : start + _BATCH_SIZE]).as_dict()
             batch = {name: value.to(self.model.device) for name, value in batch.items()}
-            logits = self.model(**batch).logits / self._temperatures
+            output = self.model(**batch)
+            logits = output.logits / self._temperatures
             means.append(logits.mean(dim=1).cpu())
-            deviations.append(logits.std(dim=1, unbiased=False).cpu())
+            deviation = logits.std(dim=1, unbiased=False)
+            if output.variance is not None:
+                own = output.variance.mean(dim=1) / self._temperatures.square()
+                deviation = (deviation.square() + own).sqrt()
+            deviations.append(deviation.cpu())
         return torch.cat(means), torch.cat(deviations)
 
     def score_candidates(self, features: Mapping[str, Features]) -> dict[str, dict[str, float]]:

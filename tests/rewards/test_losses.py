@@ -14,10 +14,8 @@ from rewards.losses import (
     bradley_terry,
     centring,
     gaussian_bradley_terry,
-    mean_by_criterion,
     plackett_luce,
     rao_kupper,
-    weighted_mean,
 )
 
 
@@ -219,17 +217,6 @@ def test_all_bad_stands_below_what_was_picked_elsewhere():
     assert all_bad(scores, full(scores), anchor).item() == pytest.approx(wanted)
     mask = torch.tensor([[True, False]])
     assert all_bad(scores, mask, anchor).item() == pytest.approx(math.log1p(math.exp(-1)))
-
-
-def test_means_by_reliability_and_by_criterion():
-    assert weighted_mean(numbers(1, 3), numbers(3, 1)).item() == 1.5
-    with pytest.raises(ValueError, match="at least 0 and one above it"):
-        weighted_mean(numbers(1, 3), numbers(0, 0))
-    losses = torch.tensor([[1.0, 8.0, 5.0], [3.0, 9.0, 5.0]], dtype=torch.float64)
-    asked = torch.tensor([[True, True, False], [True, False, False]])
-    mean = mean_by_criterion(losses, asked, numbers(1, 1, 7))
-    assert mean.item() == pytest.approx((2 + 8) / 2)
-    assert mean_by_criterion(losses, asked, numbers(3, 1, 7)).item() == pytest.approx(14 / 4)
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from align.mmdit.adapters import load_adapter
 from annotate.records import Prompt, Question, Split, load_snapshot
@@ -23,10 +24,12 @@ from rewards.judgements import (
     divide,
 )
 from rewards.models.features import Features
+from rewards.models.preference import PreferenceOutput
+from rewards.objective import preference_loss
 from rewards.scorers import load_scorer
 from rewards.splits import LeakError
 from rewards.train import train_reward
-from rewards.trainer import SetCollator, preference_loss, to_dataset
+from rewards.trainer import SetCollator, to_dataset
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,18 @@ def test_an_interrupted_run_continues_to_the_same_bits(settings, trained, tmp_pa
     assert not torn.exists()
     assert (output / WEIGHTS_FILE).read_bytes() == (trained.folder / WEIGHTS_FILE).read_bytes()
     assert resumed.report == trained.report
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "rao_kupper", "gaussian"])
+def test_each_loss_learns_from_the_same_snapshot(settings, tmp_path, loss):
+    options = {"loss": loss, "epochs": 4, "annotator_weights": "reliability"}
+    result = train_reward(parse_config(RewardTrainConfig, settings(tmp_path, **options)))
+    assert result.report["accuracy"] > 0.6
+    scorer = load_scorer(result.folder)
+    [score] = scorer.score([RewardItem("s", "g", "a poster", image=Image.new("RGB", (64, 64)))])
+    # One member has no spread of its own: only a loss with variances has a sigma.
+    assert (score.sigma > 0) == (loss == "gaussian")
+    assert ("tie_threshold" in dict(scorer.model.named_parameters())) == (loss == "rao_kupper")
 
 
 def test_a_folder_with_other_settings_is_refused(settings, trained):
@@ -201,7 +216,7 @@ def test_each_pick_is_scored_by_the_head_that_it_asked():
     assert batch["members"].tolist() == [[0, 1, 0], [2, 3, 4], [2, 3, 4]]
     assert batch["mask"].tolist() == [[True, True, False], [True] * 3, [True] * 3]
     logits = torch.zeros(5, 2, 3, requires_grad=True)
-    result = preference_loss(logits, batch)
+    result = preference_loss(PreferenceOutput(logits=logits), batch)
     log2, log6 = torch.tensor([2.0, 6.0]).log().tolist()
     for member in result.nll.tolist():
         assert member == pytest.approx([log2, log6, 0.0])
