@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from align.config import EMAConfig
@@ -19,7 +20,10 @@ __all__ = ["ShardedEMA"]
 
 
 def _shard(parameter: nn.Parameter) -> Tensor:
-    """The part of a parameter that lies on this process: DeepSpeed's partition, or all of it."""
+    """The part of a parameter that lies on this process: DeepSpeed's partition, FSDP2's rows, or
+    all of it."""
+    if isinstance(parameter, DTensor):
+        return parameter.data.to_local()
     return getattr(parameter, "ds_tensor", parameter).data
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step on accelerate: a single process, DDP or DeepSpeed, on CPU and GPU.
+"""One optimizer step on accelerate: a single process, DDP, DeepSpeed or FSDP2, on CPU and GPU.
 
 The engine owns what training needs beyond the mathematics: processes, mixed precision,
 accumulation, clipping, the learning rate, the moving average, and the state that a checkpoint
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from align.config import EMAConfig, OptimizerConfig, TrainConfig
 from align.ema import ShardedEMA
+from align.layouts import announce_fsdp, choose_layout, load_models_whole
 from align.objectives.base import LossOutput
 from align.optim import ReducedOptimizer, make_optimizer
 
@@ -63,21 +64,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"{accelerator.num_processes}: each would train a copy of its own"
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _load_models_whole()
+        load_models_whole()
+    elif os.environ.get("ACCELERATE_USE_FSDP") == "true" and world > 1:
+        announce_fsdp(accelerator)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
-
-
-def _load_models_whole() -> None:
-    """Keep transformers from sharding what it loads: encoders run outside the DeepSpeed engine.
-
-    accelerate announces ZeRO-3 to transformers also with ``zero3_init_flag: false``.
-    """
-    from transformers.integrations import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -127,7 +120,7 @@ class Engine:
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         self.config = config
         self.accelerator = accelerator
-        self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.layout = choose_layout(accelerator)
         self.ema: ShardedEMA | None = None
         self.model: nn.Module
         self.optimizer: Any
@@ -151,24 +144,6 @@ class Engine:
         return self.accelerator.num_processes
 
     @property
-    def backend(self) -> str:
-        """Names how the state is laid out in a checkpoint."""
-        if not self.is_deepspeed:
-            return "replicated"
-        return f"deepspeed-zero{self._zero_stage}-{self.world}"
-
-    @property
-    def _zero_stage(self) -> int:
-        return self._deepspeed["zero_optimization"]["stage"] if self.is_deepspeed else 0
-
-    @property
-    def _deepspeed(self) -> dict[str, Any]:
-        """DeepSpeed's settings, to be changed in place before anything is prepared."""
-        plugin = self.accelerator.state.deepspeed_plugin
-        assert plugin is not None
-        return plugin.deepspeed_config
-
-    @property
     def num_trained(self) -> int:
         """Trained parameters, over all shards."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self._named.values())
@@ -190,38 +165,28 @@ class Engine:
         if not self._named:
             raise ValueError("no parameter of the model requires a gradient")
         optimizer_config = self.config.optimizer
-        self._check_optimizer(accumulation)
+        self._check_release(accumulation)
+        self.layout.check(optimizer_config)
         optimizer = make_optimizer(
-            optimizer_config, self._named.values(), self.config.seed, fused=not self.is_deepspeed
+            optimizer_config,
+            self._named.values(),
+            self.config.seed,
+            fused=not self.layout.keeps_masters,
         )
         if optimizer_config.gradient_release:
             assert isinstance(optimizer, ReducedOptimizer)
             optimizer.release_gradients()
             self._released_norm = optimizer.released_norm
         self.accelerator.gradient_accumulation_steps = accumulation
-        if self.is_deepspeed:
-            self._deepspeed.update(
-                gradient_accumulation_steps=accumulation,
-                train_micro_batch_size_per_gpu=micro_batch_size,
-                gradient_clipping=optimizer_config.max_grad_norm,
-            )
+        self.layout.configure(optimizer_config, accumulation, micro_batch_size)
         self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
-        if self.is_deepspeed:
-            _load_models_whole()
+        self._named = self.layout.take(self.model, self.optimizer, self._named)
         if self.config.ema is not None:
             self.ema = ShardedEMA(self._named, self.config.ema)
-        self.accelerator.register_save_state_pre_hook(self._save_trainable)
-        self.accelerator.register_load_state_pre_hook(self._load_trainable)
         return self.model
 
-    def _check_optimizer(self, accumulation: int) -> None:
-        config = self.config.optimizer
-        if self.is_deepspeed and config.type != "adamw":
-            raise ValueError(
-                f"optimizer.type is {config.type!r}: under DeepSpeed it is adamw, whose states "
-                "DeepSpeed keeps"
-            )
-        if config.gradient_release and (self.world > 1 or accumulation > 1):
+    def _check_release(self, accumulation: int) -> None:
+        if self.config.optimizer.gradient_release and (self.world > 1 or accumulation > 1):
             raise ValueError(
                 "gradient_release steps inside the backward pass: it needs one process and one "
                 f"micro-batch a step, got {self.world} and {accumulation}"
@@ -255,9 +220,7 @@ class Engine:
                 self._check_finite(step, output.loss, batch)
                 self.accelerator.backward(output.loss)
                 if self.accelerator.sync_gradients:
-                    grad_norm = self.accelerator.clip_grad_norm_(
-                        self._named.values(), self.config.optimizer.max_grad_norm or math.inf
-                    )
+                    grad_norm = self.layout.clip(self.config.optimizer.max_grad_norm)
                     if self._released_norm is not None:
                         grad_norm = self._released_norm()
                 self.optimizer.step()
@@ -319,10 +282,10 @@ class Engine:
             return
         try:
             with self.ema.applied():
-                self._refresh_persistent()
+                self.layout.refresh()
                 yield
         finally:
-            self._refresh_persistent()
+            self.layout.refresh()
 
     @contextlib.contextmanager
     def nudged(self, distance: float) -> Iterator[None]:
@@ -330,17 +293,10 @@ class Engine:
         moved = ShardedEMA(self._named, EMAConfig(), offset=distance)
         try:
             with moved.applied():
-                self._refresh_persistent()
+                self.layout.refresh()
                 yield
         finally:
-            self._refresh_persistent()
-
-    def _refresh_persistent(self) -> None:
-        """ZeRO-3 keeps small parameters gathered; fetch them again from the changed shards."""
-        persistent = getattr(getattr(self.model, "optimizer", None), "persistent_parameters", None)
-        if self.is_deepspeed and persistent:
-            persistent[0].partition(persistent)
-            persistent[0].all_gather(persistent)
+            self.layout.refresh()
 
     def state_dict(self, trained_only: bool = False) -> dict[str, Tensor]:
         """Whole weights by their names in the module given to `prepare`, gathered from shards.
@@ -350,49 +306,21 @@ class Engine:
         Args:
             trained_only: leave out what is frozen.
         """
-        if self._zero_stage == 3:
-            full = cast(Any, self.model)._zero3_consolidated_16bit_state_dict(
-                exclude_frozen_parameters=trained_only
-            )
-        else:
-            full = cast(nn.Module, self.accelerator.unwrap_model(self.model)).state_dict()
-        return {n: t for n, t in (full or {}).items() if not trained_only or n in self._named}
+        whole = self.layout.state_dict(trained_only)
+        return {n: t for n, t in whole.items() if not trained_only or n in self._named}
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and average into ``folder``; all processes call it."""
-        options = {"exclude_frozen_parameters": True} if self.is_deepspeed else {}
-        self.accelerator.save_state(str(folder), **options)
-        if self.ema is not None and (self.is_main or self.is_deepspeed):
+        self.layout.save(folder)
+        if self.ema is not None and (self.is_main or self.layout.shards_weights):
             save_file(self.ema.state_dict(), folder / self._ema_name)
 
     def load(self, folder: Path) -> None:
         """Take up the state that `save` wrote."""
-        options: dict[str, Any] = {"load_module_strict": False} if self.is_deepspeed else {}
-        self.accelerator.load_state(str(folder), **options)
+        self.layout.load(folder)
         if self.ema is not None:
             self.ema.load_state_dict(load_file(folder / self._ema_name))
 
     @property
     def _ema_name(self) -> str:
-        return f"ema-{self.rank}.safetensors" if self.is_deepspeed else "ema.safetensors"
-
-    def _save_trainable(self, models: list[nn.Module], weights: list[Any], folder: str) -> None:
-        """Of the weights, keep those that were trained: frozen ones are in the base model."""
-        if self.is_deepspeed:
-            return
-        weights.clear()
-        if self.is_main:
-            state = {n: p.detach().contiguous() for n, p in self._named.items()}
-            save_file(state, Path(folder) / "trainable.safetensors")
-
-    def _load_trainable(self, models: list[nn.Module], folder: str) -> None:
-        if self.is_deepspeed:
-            return
-        models.clear()
-        state = load_file(Path(folder) / "trainable.safetensors")
-        if state.keys() != self._named.keys():
-            different = sorted(state.keys() ^ self._named.keys())[:3]
-            raise ValueError(f"{folder} holds other parameters than the model: {different}")
-        with torch.no_grad():
-            for name, parameter in self._named.items():
-                parameter.copy_(state[name])
+        return f"ema-{self.rank}.safetensors" if self.layout.shards_weights else "ema.safetensors"

@@ -244,6 +244,7 @@ class PairLearner(Learner[PairBatch]):
             label_smoothing=dpo.label_smoothing,
             rejected_weight=dpo.rejected_weight,
             anchor_weight=dpo.anchor_weight,
+            anchor_tolerance=dpo.anchor_tolerance,
             sft_weight=dpo.sft_weight,
         )
         self._draws = _draws(config, policy)

@@ -78,6 +78,10 @@ class DPOObjectiveConfig(Config):
     """Weight of the rejected image's reward in the margin; below 1 the chosen counts for more."""
     anchor_weight: float = Field(default=0.0, ge=0)
     """Weight of the hinge that keeps the chosen image as likely as under the reference; 0: none."""
+    anchor_tolerance: float = Field(default=0.0, ge=0)
+    """Nats that the chosen's implicit reward may fall before the hinge pulls. Every run starts at
+    its corner: with stored reference errors, rounding alone would switch it on for half the pairs
+    (in bfloat16 by tenths of a nat). 0: from the reference on, where its gradient is 0."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen image's own flow-matching error; 0: none."""
     desirable_weight: float = Field(default=1.0, gt=0)
@@ -112,6 +116,7 @@ _PAIR_SETTINGS = {
     "label_smoothing",
     "rejected_weight",
     "anchor_weight",
+    "anchor_tolerance",
     "sft_weight",
 }
 
@@ -120,7 +125,7 @@ _READ_BY_LOSS: dict[str, set[str]] = {
     "sigmoid": {*_PAIR_SETTINGS, "tie_threshold"},
     "hinge": _PAIR_SETTINGS,
     "ipo": _PAIR_SETTINGS,
-    "plackett_luce": {"auto_beta", "anchor_weight", "sft_weight"},
+    "plackett_luce": {"auto_beta", "anchor_weight", "anchor_tolerance", "sft_weight"},
     "kto": {"desirable_weight", "undesirable_weight"},
 }
 """Settings that some losses have no use for: a setting that would do nothing is refused."""

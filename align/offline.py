@@ -233,7 +233,7 @@ def preference_objective(
         start = config.beta_sum * num_elements
     beta = feedback.beta(start)
     if config.loss_type == "plackett_luce":
-        return PlackettLuce(beta, config.anchor_weight, config.sft_weight)
+        return PlackettLuce(beta, config.anchor_weight, config.anchor_tolerance, config.sft_weight)
     if config.loss_type == "kto":
         return KTO(
             beta, feedback.reference_point, config.desirable_weight, config.undesirable_weight
@@ -245,6 +245,7 @@ def preference_objective(
         tie_threshold=config.tie_threshold,
         rejected_weight=config.rejected_weight,
         anchor_weight=config.anchor_weight,
+        anchor_tolerance=config.anchor_tolerance,
         sft_weight=config.sft_weight,
     )
 

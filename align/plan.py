@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 GIB = 2**30
-Sharding = Literal["none", "zero2", "zero3"]
+Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
+SHARDS_WEIGHTS = ("zero3", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def make_plan(workload: Workload, gpu: Gpu, count: int, sharding: Sharding | Non
     """The plan of one workload on ``count`` GPUs.
 
     Args:
-        sharding: DeepSpeed's; None: ZeRO-3 where all parameters are trained on several GPUs.
+        sharding: the launch's; None: ZeRO-3 where all parameters are trained on several GPUs.
 
     Raises:
         ValueError: the GPUs cannot share the batch, or the optimizer cannot be sharded.
@@ -219,7 +220,7 @@ def make_plan(workload: Workload, gpu: Gpu, count: int, sharding: Sharding | Non
         sharding = "zero3" if count > 1 and config.lora is None else "none"
     if sharding != "none" and config.optimizer.type != "adamw":
         raise ValueError(
-            f"optimizer.type is {config.optimizer.type!r}: under DeepSpeed ({sharding}) it is adamw"
+            f"optimizer.type is {config.optimizer.type!r}: under {sharding} it is adamw"
         )
     if config.optimizer.gradient_release and count > 1:
         raise ValueError(f"optimizer.gradient_release needs one GPU, got {count}")
@@ -259,6 +260,8 @@ def scaling_curve(workload: Workload, gpu: Gpu, count: int, up_to: int = 128) ->
 
 def _state(workload: Workload, sharding: Sharding) -> dict[str, float]:
     """Bytes of one trained parameter by part."""
+    if sharding == "fsdp2":  # float32 weights, gathered in bfloat16
+        return {"weights": 4.0, "gradients": 4.0, "moments": 8.0}
     if sharding != "none":  # DeepSpeed's bf16: masters of its own
         return {"weights": 2.0, "gradients": 2.0, "master": 4.0, "moments": 8.0}
     parts = state_bytes_per_parameter(workload.config.optimizer)
@@ -274,21 +277,25 @@ def _memory(workload: Workload, count: int, sharding: Sharding, micro: int) -> d
         "none": (),
         "zero2": ("gradients", "master", "moments"),
         "zero3": ("weights", "gradients", "master", "moments"),
+        "fsdp2": ("weights", "gradients", "moments"),
     }[sharding]
     parts = {
         name: each * workload.trained / (count if name in sharded else 1)
         for name, each in _state(workload, sharding).items()
         if each
     }
-    parts["frozen weights"] = frozen * size / (count if sharding == "zero3" else 1)
+    parts_of_weights = count if sharding in SHARDS_WEIGHTS else 1
+    parts["frozen weights"] = frozen * size / parts_of_weights
     if workload.is_live_reference and config.lora is None:
         parts["reference"] = shape.parameters * parts["weights"] / workload.trained
     if config.ema is not None:
-        parts["moving average"] = 4.0 * workload.trained / (count if sharding == "zero3" else 1)
+        parts["moving average"] = (
+            4.0 * workload.trained / (count if sharding in SHARDS_WEIGHTS else 1)
+        )
     parts["activations"] = micro * shape.peak_bytes(
         workload.tokens, workload.recompute, workload.element_size
     )
-    if sharding == "zero3":
+    if sharding in SHARDS_WEIGHTS:
         parts["gathered parameters"] = min(GATHERED, 2 * shape.parameters)
     parts["workspace"] = WORKSPACE
     return parts
@@ -334,12 +341,12 @@ def _drawing(workload: Workload, gpu: Gpu, passes: int) -> tuple[float, float]:
 def _communication(
     workload: Workload, gpu: Gpu, count: int, sharding: Sharding, micro_batches: int
 ) -> float:
-    """Seconds of a step's collectives: ZeRO-3 gathers twice and reduces once a micro-batch, ZeRO-2
-    once a step; without sharding the gradients are reduced once a step."""
+    """Seconds of a step's collectives: ZeRO-3 and FSDP2 gather twice and reduce once a micro-batch,
+    ZeRO-2 once a step; without sharding the gradients are reduced once a step."""
     if count == 1:
         return 0.0
     whole = 2.0 * workload.shape.parameters
-    times = {"zero3": 3 * micro_batches, "zero2": 2, "none": 2}[sharding]
+    times = 3 * micro_batches if sharding in SHARDS_WEIGHTS else 2
     moved = whole if sharding != "none" else 4.0 * workload.trained
     inside = min(count, GPUS_A_MACHINE)
     machines = -(-count // GPUS_A_MACHINE)

@@ -48,9 +48,9 @@ class PreflightError(ValueError):
 def check_ranks(engine: Engine, policy: Policy) -> dict[str, float]:
     """Processes that each hold all weights must hold the same ones.
 
-    Shards of DeepSpeed differ by design and are left out.
+    Shards differ by design and are left out.
     """
-    if engine.is_deepspeed or engine.world == 1:
+    if engine.layout.shards_weights or engine.world == 1:
         return {}
     sums = [p.detach().double().sum() for p in policy.trainable_parameters()]
     sums += [p.detach().double().square().sum() for p in policy.trainable_parameters()]
@@ -257,9 +257,10 @@ def check_kl(
 
 
 def _gradient_norm(kl: Tensor, mean: Tensor, policy: Policy, engine: Engine) -> float:
-    # DeepSpeed's shards take gradients only in its own backward pass: there, the way from the KL to
-    # the network's output is what can be looked at.
-    wanted = [mean] if engine.is_deepspeed else policy.trainable_parameters()
+    # Shards take gradients only in the backward pass of DeepSpeed or FSDP2: there, the way from the
+    # KL to the network's output is what can be looked at.
+    in_graph = engine.layout.has_graph_of_parameters
+    wanted = policy.trainable_parameters() if in_graph else [mean]
     gradients = torch.autograd.grad(kl, wanted, allow_unused=True)
     return sum(float(g.double().square().sum()) for g in gradients if g is not None) ** 0.5
 

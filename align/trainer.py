@@ -93,7 +93,7 @@ class Trainer:
                 processes=self.engine.world,
                 threads=torch.get_num_threads(),
                 device=str(self.engine.device),
-                backend=self.engine.backend,
+                backend=self.engine.layout.name,
                 **facts,
             )
         self.engine.barrier()
@@ -117,12 +117,12 @@ class Trainer:
         """Load the transformer, choose what is trained, and prepare it for this launch."""
         config = self.config
         # AdamW's steps vanish in bfloat16 weights; DeepSpeed keeps float32 masters of its own.
-        whole = config.lora is None and not self.engine.is_deepspeed
+        whole = config.lora is None and not self.engine.layout.keeps_masters
         dtype = getattr(torch, config.dtype)
         if whole:
             kept = config.optimizer.weights
             dtype = torch.float32 if kept == "float32" else torch.bfloat16
-        device = "cpu" if self.engine.is_deepspeed else self.engine.device
+        device = "cpu" if self.engine.layout.loads_on_cpu else self.engine.device
         self.adapter = load_adapter(self.model, dtype=dtype, device=device, parts=("transformer",))
         assert self.adapter.transformer is not None
         self.policy = Policy(
@@ -227,10 +227,10 @@ class Trainer:
             return 0
         step, folder = latest
         state = read_json(folder / "state.json")
-        if state["backend"] != self.engine.backend:
+        if state["backend"] != self.engine.layout.name:
             raise ValueError(
                 f"{folder} was written by {state['backend']}, this launch is "
-                f"{self.engine.backend}: continue with the launcher's old settings"
+                f"{self.engine.layout.name}: continue with the launcher's old settings"
             )
         if state["threads"] != torch.get_num_threads():
             logger.warning(
@@ -254,7 +254,7 @@ class Trainer:
             if self.engine.is_main:
                 state = {
                     "step": step,
-                    "backend": self.engine.backend,
+                    "backend": self.engine.layout.name,
                     "threads": torch.get_num_threads(),
                     "patience": asdict(patience),
                     "objective": None if kept is None else kept.state_dict(),

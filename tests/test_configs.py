@@ -93,6 +93,8 @@ def test_each_launcher_file_is_one_that_accelerate_takes(path):
         assert find_config(own_file).is_file()
     assert config.mixed_precision in ((None,) if own_file else ("no", "bf16"))
     assert config.num_processes >= 1
+    if config.distributed_type == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2
 
 
 @pytest.mark.parametrize("path", named(sorted(CONFIGS.glob("deepspeed/*.json"))))

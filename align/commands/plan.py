@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=1, help="GPUs (default: 1)")
     parser.add_argument(
         "--sharding",
-        choices=("none", "zero2", "zero3"),
+        choices=("none", "zero2", "zero3", "fsdp2"),
         help="default: zero3 for all parameters on several GPUs",
     )
     parser.add_argument("--kind", choices=tuple(KINDS), help="default: told from the file")

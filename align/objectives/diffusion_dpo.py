@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from align.mmdit.adapters.base import Conditioning
@@ -13,6 +12,7 @@ from align.mmdit.flow import interpolate, velocity_error, velocity_target
 from align.objectives.base import LossOutput, by_sigma, mean_output
 from align.objectives.preferences import (
     MARGIN_LOSSES,
+    anchor,
     implicit_rewards,
     preference_losses,
     tie_losses,
@@ -93,7 +93,7 @@ class DiffusionDPO:
         r(x)   = -(beta / 2) (e(x) - e_ref(x))
         margin = r(x_w) - rejected_weight r(x_l)
         L      = (1 - eps) f(margin) + eps f(-margin)
-                 + anchor_weight relu(-r(x_w)) + sft_weight e(x_w)
+                 + anchor_weight relu(-r(x_w) - anchor_tolerance) + sft_weight e(x_w)
 
     with ``f(m) = -log sigmoid(m)`` for Diffusion-DPO, and others in `align.objectives.preferences`.
     The errors are means over the latent's D elements, as in Flow-GRPO's and Flow-Factory's DPO.
@@ -120,6 +120,8 @@ class DiffusionDPO:
     """Weight of the rejected's reward in the margin; below 1 the chosen counts for more."""
     anchor_weight: float = 0.0
     """Weight of the hinge on the chosen's loss of implicit reward, in nats; 0 = no hinge."""
+    anchor_tolerance: float = 0.0
+    """Nats that the chosen's implicit reward may fall before the hinge pulls."""
     sft_weight: float = 0.0
     """Weight of the chosen's velocity error itself; 0 = none."""
 
@@ -144,10 +146,10 @@ class DiffusionDPO:
             )
         if not 0 < self.rejected_weight <= 1:
             raise ValueError(f"rejected_weight is {self.rejected_weight}; it must lie in (0, 1]")
-        if self.anchor_weight < 0 or self.sft_weight < 0:
+        if min(self.anchor_weight, self.anchor_tolerance, self.sft_weight) < 0:
             raise ValueError(
-                f"anchor_weight is {self.anchor_weight} and sft_weight is {self.sft_weight}; "
-                "neither may be negative"
+                f"anchor_weight is {self.anchor_weight}, anchor_tolerance {self.anchor_tolerance} "
+                f"and sft_weight {self.sft_weight}; none may be negative"
             )
 
     def mean_beta(self, num_elements: int) -> float:
@@ -202,7 +204,7 @@ class DiffusionDPO:
         margins = rewards[:, 0] - self.rejected_weight * rewards[:, 1]
         smoothing = self.label_smoothing if label_smoothing is None else label_smoothing
         losses = preference_losses(margins, self.loss_type, smoothing, self.tie_threshold)
-        losses = losses + self.anchor_weight * F.relu(-rewards[:, 0])
+        losses = losses + self.anchor_weight * anchor(rewards[:, 0], self.anchor_tolerance)
         losses = losses + self.sft_weight * errors[:, 0]
         if ties is None:
             return losses

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from align.mmdit.adapters.base import Conditioning
 from align.mmdit.flow import interpolate, velocity_error
 from align.objectives.base import LossOutput, by_sigma, mean_output, part_of
-from align.objectives.preferences import implicit_rewards, kto
+from align.objectives.preferences import anchor, implicit_rewards, kto
 from align.policy import Policy
 from rewards.losses import all_equal, best_then_worst
 
@@ -91,6 +90,8 @@ class PlackettLuce:
     """On the mean scale."""
     anchor_weight: float = 0.0
     """Weight of the hinge on the best's loss of implicit reward, in nats; 0 = no hinge."""
+    anchor_tolerance: float = 0.0
+    """Nats that the best's implicit reward may fall before the hinge pulls."""
     sft_weight: float = 0.0
     """Weight of the best's velocity error itself; 0 = none."""
 
@@ -100,7 +101,7 @@ class PlackettLuce:
         last = batch.mask.sum(1) - 1
         ends = best_then_worst(rewards, batch.mask, first, last)
         losses = torch.where(batch.complete, plackett_luce(rewards, batch.mask), ends)
-        losses = losses + self.anchor_weight * F.relu(-rewards[:, 0])
+        losses = losses + self.anchor_weight * anchor(rewards[:, 0], self.anchor_tolerance)
         losses = losses + self.sft_weight * errors[:, 0]
         return torch.where(batch.equal, all_equal(rewards, batch.mask), losses)
 

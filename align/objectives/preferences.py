@@ -24,7 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MARGIN_LOSSES", "implicit_rewards", "kto", "preference_losses", "tie_losses"]
+__all__ = [
+    "MARGIN_LOSSES",
+    "anchor",
+    "implicit_rewards",
+    "kto",
+    "preference_losses",
+    "tie_losses",
+]
 
 MARGIN_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda margin: -F.logsigmoid(margin),
@@ -69,6 +76,15 @@ def tie_losses(margin: Tensor, tie_threshold: float) -> Tensor:
     """
     constant = math.log(math.expm1(2 * tie_threshold))
     return -F.logsigmoid(margin - tie_threshold) - F.logsigmoid(-margin - tie_threshold) - constant
+
+
+def anchor(rewards: Tensor, tolerance: float = 0.0) -> Tensor:
+    """``max(0, -r - tolerance)``: what a chosen image has lost of its implicit reward, in nats.
+
+    At the corner, ``r = -tolerance``, the gradient is 0. A run starts at ``r = 0``, where with no
+    tolerance the rounding of a stored reference error decides which side of the corner it is on.
+    """
+    return F.relu(-rewards - tolerance)
 
 
 def kto(rewards: Tensor, desirable: Tensor, reference_point: float) -> Tensor:

@@ -6,6 +6,7 @@ DPO and GRPO by LoRA, and GRPO with weights that differ between the processes.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,23 +14,31 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from run_data import FirstChannel, dpo_config, grpo_config, sft_config
+from torch.distributed.tensor import DTensor
 
 import align.online
 from align.cli import leave_process_group
+from align.engine import Engine
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
 from align.policy import Policy
 from align.preflight import PreflightError
 from align.rollout import Rollout
 
-DPO = {"lora": {"rank": 4}, "objective": {"beta": 50}, "max_steps": 4, "save_every": 0}
+DPO = {
+    "lora": {"rank": 4},
+    "objective": {"beta": 50},
+    "max_steps": 3,
+    "micro_batch_size": 1,
+    "save_every": 0,
+}
 """beta multiplies the errors' rounding: at 2000 a margin is known to 1e-4 only."""
-GRPO = {"max_steps": 3, "save_every": 0}
+GRPO = {"max_steps": 2, "save_every": 0}
 
 
 def main(data: Path, model: Path, out: Path) -> None:
+    note_held(out)
     sft = sft_config(data, model, out / "sft", keep_checkpoints=5)
     train_sft(sft)
     state = PartialState()
@@ -42,9 +51,35 @@ def main(data: Path, model: Path, out: Path) -> None:
     train_sft(sft.model_copy(update={"output_dir": out / "continued"}))
     train_dpo(dpo_config(data, model, out / "dpo", **DPO))
     train_grpo(grpo_config(data, model, out / "grpo", **GRPO), FirstChannel())
-    if AcceleratorState().deepspeed_plugin is None:
+    if "zero3" not in out.name and "fsdp2" not in out.name:
         start_unequal(data, model, out, state)
     leave_process_group()
+
+
+def note_held(out: Path) -> None:
+    """From now on each process writes what it holds of an engine's weights and moments."""
+    save = Engine.save
+
+    def save_and_note(self: Engine, folder: Path) -> None:
+        save(self, folder)
+        weights = self.model.parameters()
+        optimizer = self.optimizer.optimizer
+        states = getattr(optimizer, "optimizer", optimizer).state.values()
+        held = {
+            "trained": self.num_trained,
+            "weights": sum(map(local_size, weights)),
+            "moments": sum(local_size(s["exp_avg"]) for s in states if "exp_avg" in s),
+        }
+        (out / f"held-{self.rank}.json").write_text(json.dumps(held))
+
+    Engine.save = save_and_note
+
+
+def local_size(tensor: Any) -> int:
+    """Elements on this process; DeepSpeed keeps its part in ``ds_tensor``, and no other."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local().numel()
+    return getattr(tensor, "ds_tensor", tensor).numel()
 
 
 def start_unequal(data: Path, model: Path, out: Path, state: PartialState) -> None:

@@ -1,4 +1,4 @@
-"""Two processes over gloo, under DDP and under ZeRO-3, against one process."""
+"""Two processes over gloo, under DDP, ZeRO-2, ZeRO-3 and FSDP2, against one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def alone(data: Path, untrained_folder: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
-@pytest.fixture(scope="module", params=["ddp", "zero3"])
+@pytest.fixture(scope="module", params=["ddp", "zero2", "zero3", "fsdp2"])
 def launched(
     request: pytest.FixtureRequest,
     data: Path,
@@ -80,6 +80,29 @@ def test_two_processes_follow_one(launched, alone):
     assert len(losses(launched / "sft")) == 11
 
 
+LAYOUTS = {
+    "ddp": ("replicated", False, False),
+    "zero2": ("deepspeed-zero2-2", False, True),
+    "zero3": ("deepspeed-zero3-2", True, True),
+    "fsdp2": ("fsdp2-2", True, True),
+}
+"""Launch -> name in run.json, whether weights are sharded, whether the optimizer's moments are."""
+
+
+def test_each_process_holds_its_part(launched):
+    launch = launched.name[:-1]  # pytest numbers its folders
+    name, *are_sharded = LAYOUTS[launch]
+    assert read_json(launched / "sft" / "run.json")["backend"] == name
+    for rank in (0, 1):
+        held = read_json(launched / f"held-{rank}.json")
+        for part, is_sharded in (
+            ("weights", weights_are_sharded),
+            ("moments", moments_are_sharded),
+        ):
+            share = held[part] / held["trained"]
+            assert (0.4 < share < 0.6) if is_sharded else share >= 1.0, (rank, part, share)
+
+
 def test_a_continued_run_gives_the_same_numbers(launched):
     assert losses(launched / "continued") == losses(launched / "sft")
     assert read_json(launched / "continued" / "run.json")["attempts"] == 2
@@ -87,7 +110,7 @@ def test_a_continued_run_gives_the_same_numbers(launched):
 
 def test_processes_with_other_weights_refuse_to_start(launched):
     refused = sorted(launched.glob("refused-*.txt"))
-    if "ddp" in launched.name:
+    if "ddp" in launched.name or "zero2" in launched.name:
         assert [path.name for path in refused] == ["refused-0.txt", "refused-1.txt"]
         text = refused[0].read_text()
         assert "the weights of process 1 differ from those of process 0" in text

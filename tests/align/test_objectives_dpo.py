@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 
 from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch, implicit_rewards, pair_errors
+from align.objectives.preferences import anchor
 from align.policy import Policy
 
 ERRORS = torch.tensor([[0.50, 0.70]])
@@ -39,6 +40,27 @@ def test_the_hinge_is_free_while_the_chosen_is_as_likely_as_before():
     better = torch.tensor([[0.47, 0.70]])
     plain = loss_of(DiffusionDPO(beta=10.0), better)
     assert torch.equal(loss_of(DiffusionDPO(beta=10.0, anchor_weight=5.0), better), plain)
+
+
+def test_rounding_of_a_stored_reference_does_not_switch_the_hinge_on():
+    """At the first step the policy is its reference: nothing but the preference may pull."""
+    reference = torch.tensor([[0.48, 0.60]])
+    plain = DiffusionDPO(beta=2000.0)
+
+    def pull(objective, rounding):
+        errors = (reference + rounding).requires_grad_(True)
+        rewards = implicit_rewards(errors, reference, 2000.0)
+        return torch.autograd.grad(objective.losses(errors, rewards).sum(), errors)[0]
+
+    corner = DiffusionDPO(beta=2000.0, anchor_weight=1.0)
+    assert torch.equal(pull(corner, 0.0), pull(plain, 0.0))
+    up = torch.tensor([[2e-4, 0.0]])  # 0.2 nats, as bfloat16 rounds
+    assert pull(corner, up)[0, 0] > pull(plain, up)[0, 0] + 999
+    tolerant = DiffusionDPO(beta=2000.0, anchor_weight=1.0, anchor_tolerance=0.5)
+    for rounding in (up, -up):
+        assert torch.equal(pull(tolerant, rounding), pull(plain, rounding))
+    assert pull(tolerant, 4 * up)[0, 0] > pull(plain, 4 * up)[0, 0] + 999
+    assert anchor(torch.tensor([-1.5, -0.5, 0.3]), 0.5).tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
