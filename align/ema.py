@@ -23,7 +23,7 @@ def _shard(parameter: nn.Parameter) -> Tensor:
     """The part of a parameter that lies on this process: DeepSpeed's partition, FSDP2's rows, or
     all of it."""
     if isinstance(parameter, DTensor):
-        return parameter.data.to_local()
+        return parameter.detach().to_local()
     return getattr(parameter, "ds_tensor", parameter).data
 
 

@@ -219,7 +219,7 @@ class FullySharded(Replicated):
         options = StateDictOptions(
             full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only
         )
-        return get_model_state_dict(self.model, options=options)
+        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
 
     def save(self, folder: Path) -> None:
         from torch.distributed import checkpoint

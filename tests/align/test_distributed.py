@@ -95,10 +95,7 @@ def test_each_process_holds_its_part(launched):
     assert read_json(launched / "sft" / "run.json")["backend"] == name
     for rank in (0, 1):
         held = read_json(launched / f"held-{rank}.json")
-        for part, is_sharded in (
-            ("weights", weights_are_sharded),
-            ("moments", moments_are_sharded),
-        ):
+        for part, is_sharded in zip(("weights", "moments"), are_sharded, strict=True):
             share = held[part] / held["trained"]
             assert (0.4 < share < 0.6) if is_sharded else share >= 1.0, (rank, part, share)
 
