@@ -22,8 +22,9 @@ __all__ = ["ShardedEMA"]
 def _shard(parameter: nn.Parameter) -> Tensor:
     """The part of a parameter that lies on this process: DeepSpeed's partition, FSDP2's rows, or
     all of it."""
-    if isinstance(parameter, DTensor):
-        return parameter.detach().to_local()
+    tensor: Tensor = parameter
+    if isinstance(tensor, DTensor):
+        return tensor.to_local().detach()
     return getattr(parameter, "ds_tensor", parameter).data
 
 
