@@ -248,6 +248,23 @@ def test_an_image_that_fails_holds_the_submit_until_it_loads(browser, url):
     context.close()
 
 
+def pinch(page, frame, apart):
+    """Two fingers in the middle of ``frame`` go from one distance to the other, in pixels."""
+    box = frame.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    client = page.context.new_cdp_session(page)
+
+    def touch(kind, distance=None):
+        places = [] if distance is None else [x - distance / 2, x + distance / 2]
+        points = [{"x": place, "y": y, "id": n} for n, place in enumerate(places)]
+        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", apart[0])
+    for part in (0.5, 1.0):
+        touch("touchMove", apart[0] + part * (apart[1] - apart[0]))
+    touch("touchEnd")
+
+
 def test_a_tablet_labels_with_the_finger(browser, url, store, tmp_path):
     options = {"viewport": TABLET, "has_touch": True, "is_mobile": True}
     page, watch = open_page(browser, url, "ada", **options)
@@ -258,6 +275,13 @@ def test_a_tablet_labels_with_the_finger(browser, url, store, tmp_path):
     sizes = page.locator(".ws-frame").evaluate_all("all => all.map(f => f.clientWidth)")
     assert len(set(sizes)) == 1
     save_picture(page, "labelling-tablet", tmp_path)
+    pinch(page, page.locator(".ws-frame").first, apart=(40, 120))
+    scales = page.locator(".ws-picture").evaluate_all(
+        "all => all.map(p => new DOMMatrix(getComputedStyle(p).transform).a)"
+    )
+    assert scales == pytest.approx([3] * 6, rel=1e-3)
+    assert page.evaluate("visualViewport.scale") == 1
+    assert marks(page) == {"ABCDEF"[best]: "best", "ABCDEF"[worst]: "worst"}
     page.locator(".ws-submit").tap()
     expect(page.locator(".ws-count")).to_have_text("1 of 7")
     watch.assert_quiet(url)

@@ -1,5 +1,7 @@
-// Looking closely: the same place of every candidate, enlarged alike. The wheel and + and - zoom,
-// dragging pans; while the space bar or a finger is held, pixels are shown at 100 %.
+// Looking closely: the same place of every candidate, enlarged alike. The wheel, two fingers and
+// + and - zoom, dragging pans; while the space bar or a finger is held, pixels are shown at 100 %.
+
+import { Pinch } from "./pinch.js";
 
 const HOLD_MS = 350;
 const DRAG_PX = 4;
@@ -17,6 +19,7 @@ export class Zoom {
     this.dragged = false;
     this.held = false;
     this.isDrawing = () => false;
+    this.pinch = new Pinch(this);
     this.reset();
     grid.onLayout = () => this.apply();
   }
@@ -30,6 +33,7 @@ export class Zoom {
     });
     stage.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
     stage.addEventListener("pointerdown", (event) => this.onDown(event));
+    this.pinch.listen(stage);
     // The browser's menu for a held finger would end the hold, and offers to save the picture.
     stage.addEventListener("contextmenu", (event) => {
       if (event.target.closest(".ws-frame")) event.preventDefault();
@@ -54,6 +58,7 @@ export class Zoom {
 
   waitForFinger(event) {
     const timer = setTimeout(() => {
+      if (this.pinch.isOn) return;
       this.fingerHeld = true;
       this.beginHold(event.clientX, event.clientY);
     }, HOLD_MS);
@@ -69,6 +74,7 @@ export class Zoom {
     const from = { ...this.view };
     const box = start.target.closest(".ws-frame").querySelector(".ws-picture");
     const move = (event) => {
+      if (this.pinch.isOn || event.pointerId !== start.pointerId) return;
       const [dx, dy] = [event.clientX - start.clientX, event.clientY - start.clientY];
       if (!this.dragged && Math.hypot(dx, dy) < DRAG_PX) return;
       this.dragged = true;
@@ -77,12 +83,13 @@ export class Zoom {
       this.view.v = from.v - dy / (box.offsetHeight * scale);
       this.apply();
     };
-    const end = () => {
+    const end = (event) => {
+      if (event.pointerId !== start.pointerId) return;
       document.removeEventListener("pointermove", move);
-      document.removeEventListener("pointerup", end);
+      for (const name of ["pointerup", "pointercancel"]) document.removeEventListener(name, end);
     };
     document.addEventListener("pointermove", move);
-    document.addEventListener("pointerup", end);
+    for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, end);
   }
 
   get isOn() {
