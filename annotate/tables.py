@@ -37,9 +37,10 @@ from annotate.schema import Criterion, Outcome, Question, Split
 __all__ = [
     "CAUSES", "DECISIONS", "KEY_ROLES", "MAX_CANDIDATES", "PICK_STATUSES", "REASON_TARGETS",
     "ROLES", "RUN_STATUSES", "SLOT_STATES", "THUMBS", "AssignmentRow", "AuditRow", "Base",
-    "CandidateRow", "ExactJSON", "GuidelineRow", "PickMarkRow", "PickReasonRow", "PickRegionRow",
-    "PickRow", "PromptRow", "QueryJSON", "ReviewRow", "RowId", "RunRow", "SessionRow", "SettingRow",
-    "SnapshotRow", "TaskCandidateRow", "TaskKeyRow", "TaskRow", "UTCDateTime", "UserRow", "one_of",
+    "CandidateRow", "ExactJSON", "GuidelineRow", "NextTaskRow", "PickMarkRow", "PickReasonRow",
+    "PickRegionRow", "PickRow", "PromptRow", "QueryJSON", "ReviewRow", "RowId", "RunRow",
+    "SessionRow", "SettingRow", "SnapshotRow", "TaskCandidateRow", "TaskKeyRow", "TaskRow",
+    "UTCDateTime", "UserRow", "one_of",
 ]  # fmt: skip
 
 MAX_CANDIDATES = 9
@@ -194,7 +195,8 @@ class AssignmentRow(Base):
             sqlite_where=text("state = 'leased'"),
             postgresql_where=text("state = 'leased'"),
         ),
-        Index("ix_assignment_annotator_id_state", "annotator_id", "state"),
+        # What progress counts of one annotator.
+        Index("ix_assignment_annotator", "annotator_id", "state", "lane"),
     )
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -203,7 +205,8 @@ class AssignmentRow(Base):
     rank: Mapped[int] = mapped_column(BigInteger)
     """Place in the queue: small is early (`annotate.assignment.queue_rank`)."""
     lane: Mapped[int] = mapped_column(server_default="1")
-    """0: reward scores gave it its rank; 1: chance did, which win rates may count."""
+    """0: reward scores gave it its rank; 1: chance did, which win rates may count; 2: a hidden
+    check of the annotator who holds it, in no queue."""
     is_extra: Mapped[bool] = mapped_column(server_default=false())
     """Whether disagreement asked for this slot, beyond the task's ``k_required``."""
     state: Mapped[str] = mapped_column(default="open")
@@ -216,6 +219,24 @@ class AssignmentRow(Base):
     """``display_order[position]`` is the ordinal shown there."""
     replaces_id: Mapped[int | None] = mapped_column(ForeignKey("assignment.id"), unique=True)
     """The skipped slot that this one stands in for."""
+
+
+class NextTaskRow(Base):
+    """The task that an annotator was shown ahead: what the next claim gives, where it still can."""
+
+    __tablename__ = "next_task"
+    __table_args__ = (
+        ForeignKeyConstraint(["assignment_id", "task_id"], ["assignment.id", "assignment.task_id"]),
+    )
+
+    user_id: Mapped[int] = mapped_column(
+        RowId, ForeignKey("user_account.id"), primary_key=True, autoincrement=False
+    )
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"))
+    assignment_id: Mapped[int | None] = mapped_column(RowId, index=True)
+    """A slot of the queue; None for a check, whose slot the claim makes."""
+    until: Mapped[datetime] = mapped_column(UTCDateTime)
+    """Others are given another slot until then, where there is one."""
 
 
 class PickRow(Base):

@@ -17,7 +17,7 @@ from annotate.assignment import display_order, keyed_digest, queue_rank
 from annotate.store.engine import StoreBase, insert_rows
 from annotate.store.errors import StoreError
 from annotate.store.policy import WorkPolicy, load_policy
-from annotate.store.slots import add_slot, lock_task
+from annotate.store.slots import CHECK_LANE, RANDOM_LANE, add_slot, lock_task
 from annotate.tables import AssignmentRow, PickRow, TaskCandidateRow, TaskKeyRow, TaskRow
 
 CHECK_KINDS = ("gold", "qualification", "repeat")
@@ -100,12 +100,10 @@ class CheckStore(StoreBase):
         enough = correct >= policy.qualification_accuracy * answered
         return Qualification(answered, required, correct, answered >= required and enough)
 
-    def _lease_check(
-        self, session: Session, user_id: int, kind: str, until: datetime, now: datetime
-    ) -> int | None:
-        """Lease a keyed task that this user has not seen; None when there is none left."""
-        task = session.scalar(
-            select(TaskRow)
+    def _unseen_check(self, session: Session, user_id: int, kind: str) -> str | None:
+        """The id of a keyed task that this user has not seen; None when there is none left."""
+        return session.scalar(
+            select(TaskRow.id)
             .where(
                 TaskRow.id.in_(select(TaskKeyRow.task_id)),
                 TaskRow.kind == kind,
@@ -115,12 +113,9 @@ class CheckStore(StoreBase):
             .order_by(TaskRow.id)
             .limit(1)
         )
-        return None if task is None else self._lease_new(session, task.id, user_id, until, now)
 
-    def _lease_repeat(
-        self, session: Session, user_id: int, gap: int, until: datetime, now: datetime
-    ) -> int | None:
-        """Lease a task again that this user picked from, at least ``gap`` answers ago."""
+    def _unseen_repeat(self, session: Session, user_id: int, gap: int) -> str | None:
+        """The id of a task that shows again what this user picked from ``gap`` answers ago."""
         recent = (
             select(PickRow.id)
             .where(PickRow.annotator_id == user_id)
@@ -131,7 +126,7 @@ class CheckStore(StoreBase):
         )
         repeat = aliased(TaskRow)
         original = session.scalar(
-            select(TaskRow)
+            select(TaskRow.id)
             .join(PickRow, PickRow.task_id == TaskRow.id)
             .where(
                 PickRow.annotator_id == user_id,
@@ -146,17 +141,17 @@ class CheckStore(StoreBase):
             .order_by(TaskRow.id)
             .limit(1)
         )
-        if original is None:
-            return None
-        return self._lease_new(session, _repeat_of(session, original.id), user_id, until, now)
+        return None if original is None else _repeat_of(session, original)
 
     def _lease_new(
         self, session: Session, task_id: str, user_id: int, until: datetime, now: datetime
     ) -> int:
+        """Lease a slot of this user's own of a check."""
         task = lock_task(session, task_id)
         slot = add_slot(
             session,
             task,
+            lane=RANDOM_LANE if task.kind == "qualification" else CHECK_LANE,
             rank=queue_rank(task.id),
             state="leased",
             annotator_id=user_id,

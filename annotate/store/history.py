@@ -9,8 +9,6 @@ from sqlalchemy import select
 from annotate.assignment import display_order
 from annotate.schema import Outcome, Question
 from annotate.store.models import OwnPick
-from annotate.store.policy import load_policy
-from annotate.store.queue import RANDOM_LANE
 from annotate.store.work import WorkStore
 from annotate.tables import PickRow, PromptRow, TaskRow
 
@@ -19,22 +17,19 @@ class HistoryStore(WorkStore):
     """The part of a store that shows annotators their own work."""
 
     def peek(self, user_id: int, now: datetime | None = None) -> tuple[str, ...]:
-        """Media tokens of the task that a claim would probably give next; () for none.
+        """Media tokens of the task that the next claim gives; () for none.
 
-        Nothing is leased: another annotator may be faster, and a hidden check may come instead. A
-        browser uses it to load images ahead.
+        A browser loads its images ahead. The task is kept for this user for the time of a lease,
+        and goes to another only when nothing else is left for them. It may be a hidden check: what
+        was loaded ahead says nothing about that.
         """
         now = now or datetime.now(UTC)
-        with self._read() as session:
-            given = self._count_slots(session, user_id, "done", "skipped", "leased")
-            draw = self._draw(user_id, given, "lane")
-            lane = RANDOM_LANE if draw < load_policy(session).random_share else None
-            found = session.execute(self._next_free(user_id, now, lane)).first()
-            if found is None and lane is not None:
-                found = session.execute(self._next_free(user_id, now)).first()
-        if found is None:
-            return ()
-        _, task_id, shown = found
+        with self._write() as session:
+            self._lock_user(session, user_id)
+            task_id = self._look_ahead(session, user_id, now)
+            if task_id is None:
+                return ()
+            shown = session.get_one(TaskRow, task_id).n_candidates
         order = display_order(self._secret, task_id, user_id, shown)
         return tuple(self._shown_token(user_id, task_id, ordinal) for ordinal in order)
 

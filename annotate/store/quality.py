@@ -15,8 +15,8 @@ from annotate.store.checks import CHECK_KINDS
 from annotate.store.content import candidate_record
 from annotate.store.engine import batches, require_rows
 from annotate.store.errors import StoreError
-from annotate.store.queue import RANDOM_LANE
 from annotate.store.results import ResultStore
+from annotate.store.slots import RANDOM_LANE
 from annotate.store.tasks import load_tasks
 from annotate.tables import AssignmentRow, CandidateRow, PickRow, TaskRow, UserRow
 

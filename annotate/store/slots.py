@@ -13,6 +13,8 @@ from annotate.store.errors import ConflictError
 from annotate.tables import AssignmentRow, PickRow, TaskRow
 
 LIVE = ("open", "leased", "done")
+RANDOM_LANE, CHECK_LANE = 1, 2
+"""Of `annotate.tables.AssignmentRow.lane`."""
 
 
 def lock_task(session: Session, task_id: str) -> TaskRow:

@@ -57,13 +57,15 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
 
     @router.post("/api/heartbeat")
     def heartbeat(user: CurrentUser, hold: Annotated[Hold, Body()]) -> dict[str, str]:
-        until = store.heartbeat(user.id, hold.assignment_id, hold.lease_token)
+        held = store.assignment_of(hold.assignment_id)
+        until = store.heartbeat(user.id, held, hold.lease_token)
         return {"lease_until": until.isoformat()}
 
     @router.post("/api/submit")
     def submit(user: CurrentUser, submission: Annotated[Submission, Body()]) -> dict[str, Any]:
         """Store a pick and hand out the next task, so that it loads at once."""
-        store.submit(user.id, submission)
+        own = {"assignment_id": store.assignment_of(submission.assignment_id)}
+        store.submit(user.id, submission.model_copy(update=own))
         return _answer(store, user, store.claim(user.id))
 
     @router.post("/api/undo")
@@ -73,7 +75,7 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
 
     @router.get("/api/ahead")
     def ahead(user: CurrentUser) -> dict[str, list[str]]:
-        """The images of the task that probably comes next, to be loaded before it is asked for."""
+        """The images of the task that comes next, to be loaded before it is asked for."""
         return {"sources": [f"/media/{token}" for token in store.peek(user.id)]}
 
     @router.get("/api/history")
@@ -101,13 +103,14 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
 
 def _answer(store: PreferenceStore, user: User, claim: Claim | None) -> dict[str, Any]:
     progress = claim.progress if claim else store.progress(user.id)
-    return {"task": _task(claim) if claim else None, "progress": _progress(progress)}
+    task = _task(claim, store.public_number(claim.assignment_id)) if claim else None
+    return {"task": task, "progress": _progress(progress)}
 
 
-def _task(claim: Claim) -> dict[str, Any]:
+def _task(claim: Claim, number: int) -> dict[str, Any]:
     """What the browser may know of a task."""
     return {
-        "assignment_id": claim.assignment_id,
+        "assignment_id": number,
         "lease_token": claim.lease_token,
         "question": Question(claim.question).value,
         "prompt": {"text": claim.prompt, "lang": claim.lang},

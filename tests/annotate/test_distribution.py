@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from studio import add_users, answer, fill
@@ -46,6 +47,53 @@ def test_golds_come_at_their_rate_hidden_in_the_queue(store):
     # What was asked to test people is no preference.
     assert {task.kind for task in store.labelled()[2]} == {"standard"}
     assert {task.kind for task in store.labelled(kinds=["gold"])[2]} == {"gold"}
+
+
+def test_nothing_that_an_annotator_sees_tells_a_check_before_it_comes(store):
+    fill(store, tasks=24, each=3, annotators=2)
+    people = add_users(store, "ada", "bo")
+    add_keyed(store, "gold", 3)
+    store.set_policy(gold_rate=0.5, repeat_rate=0.5, repeat_gap=2)
+    kinds: dict[int, Counter[str]] = {user.id: Counter() for user in people}
+    ahead = {user.id: store.peek(user.id) for user in people}
+    left = {user.id: 24 for user in people}
+    for turn in range(20):
+        # Both look ahead before either goes on: what one was shown is not given to the other.
+        for user in people:
+            claim = store.claim(user.id)
+            assert claim.media == ahead[user.id]
+            assert (claim.progress.done, claim.progress.remaining) == (turn, left[user.id])
+            ahead[user.id] = store.peek(user.id)
+            assert store.peek(user.id) == ahead[user.id] != claim.media
+            assert all(store.media(user.id, token).is_file() for token in ahead[user.id])
+            kinds[user.id][store.task(claim.task_id).kind] += 1
+            store.submit(user.id, answer(claim, f"{user.id}-{turn}"))
+            left[user.id] -= 1
+    assert all(found["gold"] + found["repeat"] >= 3 for found in kinds.values())
+
+
+def test_numbers_that_a_browser_sees_do_not_grow_with_time(store):
+    numbers = [*range(1000), 2**40 - 1]
+    public = [store.public_number(number) for number in numbers]
+    assert [store.assignment_of(number) for number in public] == numbers
+    assert len(set(public)) == len(numbers)
+    assert all(0 <= number < 2**40 for number in public)
+    rising = sum(a < b for a, b in pairwise(public))
+    assert 400 < rising < 600
+
+
+def test_what_was_shown_ahead_is_given_to_another_only_when_nothing_else_is_left(store):
+    fill(store, tasks=2, each=3)
+    ada, bo = add_users(store, "ada", "bo")
+    shown = store.peek(ada.id)
+    first = store.claim(bo.id)
+    store.submit(bo.id, answer(first, "first"))
+    last = store.claim(bo.id)
+    assert last.task_id != first.task_id
+    assert (store.claim(ada.id), store.peek(ada.id)) == (None, ())
+    store.submit(bo.id, answer(last, "last"))
+    assert shown
+    assert store.status().slots == {"done": 2}
 
 
 def test_a_qualification_set_comes_first_and_shuts_out_who_fails_it(store):

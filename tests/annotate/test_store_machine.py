@@ -50,6 +50,13 @@ class Studio(RuleBasedStateMachine):
             assert claim.lease_until == self.now + self.store.lease
             self.seen[user].append(claim)
 
+    @rule(user=USERS)
+    def peek(self, user: int) -> None:
+        """Showing a task ahead changes nothing but who gets it next."""
+        before = self.store.status().slots
+        self.store.peek(self.ids[user], self.now)
+        assert self.store.status().slots == before
+
     @rule(
         user=USERS, back=st.integers(1, 4), outcome=st.sampled_from(["picked", "skip", "all_bad"])
     )

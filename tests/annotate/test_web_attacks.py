@@ -108,6 +108,7 @@ def test_a_forged_media_token_opens_nothing(app, token):
 def test_forged_ids_and_leases_are_refused(app, store):
     mei, jonas = sign_in(app, "mei"), sign_in(app, "jonas")
     task, other = (c.post("/api/claim").json()["task"] for c in (mei, jonas))
+    assert store.public_number(store.assignment_of(task["assignment_id"])) == task["assignment_id"]
     body = {
         "idempotency_key": "forged-0001",
         "assignment_id": task["assignment_id"],
