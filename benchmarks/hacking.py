@@ -3,6 +3,10 @@
 The policy is simulated: posters as drawn, changed a little more with each rollout by one hack. So
 the drift is known, and the same posters without it tell what it cost. No training takes part.
 
+With limits on the drift alone, seeds 0 to 2 and 100 to 104 gave 11.5 % and four false alarms. The
+standard error in the limit and the grave rollout that needs no other came of that; they were tried
+on clean runs of seeds 900 to 911 alone, and are measured on seeds that nothing was tried on.
+
 python -m benchmarks.measure hacking
 """
 
@@ -51,8 +55,8 @@ HACKS: dict[str, Hack] = {
 def measure_hacking() -> dict[str, Any]:
     """Three planted hacks and five clean runs with the monitors' default limits."""
     return {
-        "hacks": {name: _run(seed, hack) for seed, (name, hack) in enumerate(HACKS.items())},
-        "clean": [_run(100 + seed, None) for seed in range(5)],
+        "hacks": {name: _run(10 + seed, hack) for seed, (name, hack) in enumerate(HACKS.items())},
+        "clean": [_run(300 + seed, None) for seed in range(5)],
     }
 
 

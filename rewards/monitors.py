@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,11 @@ class MonitorSettings:
     baseline: int = 4
     """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
     patience: int = 3
-    """Rollouts in a row beyond a limit before the alarm."""
+    """Rollouts in a row beyond a limit before the alarm; one that is beyond a drift's limit by
+    this many times is enough."""
+    num_errors: float = 3.0
+    """Standard errors by which a drift must be beyond its limit: of few images, means differ by
+    chance."""
     max_drift: float = 0.25
     """Of an image statistic, in standard deviations between baseline images."""
     max_gold_drop: float = 0.25
@@ -59,6 +63,19 @@ class MonitorSettings:
     """Of the scorer's own deviation, as a multiple of the baseline's: it no longer knows."""
     stop: bool = True
     """Raise `HackingAlarm`; otherwise `RewardMonitor.observe` only reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Drift:
+    """In standard deviations between baseline images."""
+
+    value: float
+    error: float
+    """Standard error: of few images, a mean moves by chance."""
+
+    def beyond(self, limit: float, num_errors: float) -> float:
+        """How many times the limit is the least that the drift can be; 0 where it may be none."""
+        return max(abs(self.value) - num_errors * self.error, 0.0) / limit
 
 
 @dataclass
@@ -78,16 +95,25 @@ class _Baseline:
         for name, value in per_rollout.items():
             self.rollouts[name].append(value)
 
-    def drift(self, name: str, now: _Values, min_prompts: int) -> float | None:
+    def drift(self, name: str, now: _Values, min_prompts: int) -> _Drift | None:
         """Mean change of the prompts that are known; None when they are too few."""
-        known = [(prompt, value) for prompt, value in now if prompt in self.images[name]]
-        if len({prompt for prompt, _ in known}) < min_prompts:
+        base = self.images[name]
+        known: dict[str, list[float]] = defaultdict(list)
+        for prompt, value in now:
+            if prompt in base:
+                known[prompt].append(value)
+        if len(known) < min_prompts:
             return None
-        base = {prompt: float(np.mean(values)) for prompt, values in self.images[name].items()}
-        every = np.concatenate([np.asarray(v) for v in self.images[name].values()])
+        every = np.concatenate([np.asarray(values) for values in base.values()])
         # What hardly varies among base images may still vary a little by rounding.
         unit = max(every.std(), 0.02 * abs(every.mean()), 1e-6)
-        return float(np.mean([value - base[prompt] for prompt, value in known]) / unit)
+        count = sum(map(len, known.values()))
+        change = sum(len(own) * (np.mean(own) - np.mean(base[p])) for p, own in known.items())
+        spread = sum(
+            (len(own) / count) ** 2 * (1 / len(own) + 1 / len(base[p])) for p, own in known.items()
+        )
+        error = np.sqrt(_within(base.values(), every) * spread)
+        return _Drift(float(change / count / unit), float(error / unit))
 
     def ratio(self, now: float, name: str) -> float | None:
         """To the mean of all baseline values; None without any."""
@@ -148,9 +174,11 @@ class RewardMonitor:
             for name, values in per_image.items()
             if (drift := self._baseline.drift(name, values, self.settings.min_prompts)) is not None
         }
-        figures |= {f"monitor/{name}/drift": value for name, value in drifts.items()}
+        figures |= {f"monitor/{name}/drift": drift.value for name, drift in drifts.items()}
         beyond = self._beyond_limits(drifts, means, per_rollout)
-        self._beyond = defaultdict(int, {name: self._beyond[name] + 1 for name in beyond})
+        self._beyond = defaultdict(
+            int, {name: self._beyond[name] + self._weight(drifts.get(name)) for name in beyond}
+        )
         alarms = [name for name, count in self._beyond.items() if count >= self.settings.patience]
         figures["monitor/alarms"] = float(len(alarms))
         if alarms and self.settings.stop:
@@ -158,6 +186,14 @@ class RewardMonitor:
                 f"rollout {self._seen}: " + "; ".join(beyond[name] for name in alarms)
             )
         return figures
+
+    def _weight(self, drift: _Drift | None) -> int:
+        """For how many rollouts in a row one rollout beyond a limit counts."""
+        limits = self.settings
+        grave = drift is not None and (
+            drift.beyond(limits.max_drift, limits.num_errors) >= limits.patience
+        )
+        return limits.patience if grave else 1
 
     def _write_baseline(self) -> None:
         if self._path is not None:
@@ -186,7 +222,7 @@ class RewardMonitor:
 
     def _beyond_limits(
         self,
-        drifts: Mapping[str, float],
+        drifts: Mapping[str, _Drift],
         means: Mapping[str, float],
         per_rollout: Mapping[str, float],
     ) -> dict[str, str]:
@@ -194,14 +230,20 @@ class RewardMonitor:
         limits, base = self.settings, self._baseline
         found: dict[str, str] = {}
         for name in _STATISTICS:
-            drift = drifts.get(name, 0.0)
-            if abs(drift) > limits.max_drift:
-                found[name] = f"{name} has drifted by {drift:+.2f} deviations of base images, "
-                found[name] += f"at most {limits.max_drift:g}"
-        drop, rise = -drifts.get("gold", 0.0), drifts.get("reward", 0.0)
-        if drop > limits.max_gold_drop and rise > 0:
-            found["gold"] = f"the gold scorer has fallen by {drop:.2f} deviations while the reward "
-            found["gold"] += f"rose by {rise:.2f}, at most {limits.max_gold_drop:g}"
+            drift = drifts.get(name)
+            if drift is not None and drift.beyond(limits.max_drift, limits.num_errors) > 1:
+                found[name] = f"{name} has drifted by {drift.value:+.2f} deviations of base "
+                found[name] += f"images, at most {limits.max_drift:g}"
+        gold, reward = drifts.get("gold"), drifts.get("reward")
+        if (
+            gold
+            and reward
+            and gold.value < 0 < reward.value
+            and gold.beyond(limits.max_gold_drop, limits.num_errors) > 1
+        ):
+            found["gold"] = f"the gold scorer has fallen by {-gold.value:.2f} deviations while "
+            found["gold"] += f"the reward rose by {reward.value:.2f}, "
+            found["gold"] += f"at most {limits.max_gold_drop:g}"
         ratio = base.ratio(means["sigma"], "sigma") if "sigma" in means else None
         if ratio is not None and ratio > limits.max_sigma:
             found["sigma"] = f"the scorer's deviation is {ratio:.2f} times the baseline's, "
@@ -288,6 +330,15 @@ def _per_rollout(items: Sequence[RewardItem], scores: Sequence[Score | None]) ->
         equal.append(len(known) < 2 or max(known) - min(known) < 1e-6)
     found = {"equal_groups": float(np.mean(equal))}
     return found | ({"diversity": float(np.mean(distances))} if distances else {})
+
+
+def _within(groups: Iterable[Sequence[float]], every: Floats) -> float:
+    """Variance between images of one prompt; of all images where no prompt has two."""
+    several = [np.asarray(values) for values in groups if len(values) > 1]
+    if not several:
+        return float(every.var())
+    squares = sum(np.square(values - values.mean()).sum() for values in several)
+    return float(squares / sum(len(values) - 1 for values in several))
 
 
 def _entropy(rgb: Floats) -> float:

@@ -109,7 +109,11 @@ class MonitorConfig(Config):
     baseline: int = Field(default=4, ge=1)
     """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
     patience: int = Field(default=3, ge=1)
-    """Rollouts in a row beyond a limit before the alarm."""
+    """Rollouts in a row beyond a limit before the alarm; one that is beyond a drift's limit by
+    this many times is enough."""
+    num_errors: float = Field(default=3.0, ge=0)
+    """Standard errors by which a drift must be beyond its limit: of few images, means differ by
+    chance."""
     max_drift: float = Field(default=0.25, gt=0)
     """Of an image statistic, in standard deviations between baseline images."""
     max_gold_drop: float = Field(default=0.25, gt=0)

@@ -76,14 +76,39 @@ def test_a_hack_is_named_and_stops_the_run(change, name):
     caught = watch(change)
     assert caught is not None
     step, message = caught
-    assert step == 6  # the third rollout after the baseline of four
+    assert 4 <= step <= 6  # at the latest the third rollout after the baseline of four
     assert f"{name} has drifted by +" in message
 
 
-def test_one_strange_rollout_is_no_alarm():
+def more_colour(image):
+    return ImageEnhance.Color(image).enhance(1.5)
+
+
+def test_one_strange_rollout_is_no_alarm_but_a_grave_one_is():
     monitor = RewardMonitor()
-    for step in range(12):
-        monitor.observe(*rollout(step, grid if step in (6, 9) else None))
+    for step in range(9):
+        monitor.observe(*rollout(step, more_colour if step in (5, 7) else None))
+    assert watch(more_colour)[0] == 6  # the third in a row
+    assert watch(grid)[0] == 4
+
+
+def test_what_may_be_chance_is_no_drift():
+    """Twelve images of random saturation: their mean moves by more than the limit, by chance."""
+    settings = MonitorSettings(patience=1, max_equal_groups=1)
+    monitor, rng = RewardMonitor(settings), np.random.default_rng(0)
+
+    def flat(low):
+        colours = [(255, *[int(255 * (1 - s))] * 2) for s in rng.uniform(low, 1, 12)]
+        items = [
+            RewardItem(f"s{i}", f"g{i}", f"p{i}", image=Image.new("RGB", (32, 32), colour))
+            for i, colour in enumerate(colours)
+        ]
+        return monitor.observe(items, [Score(1.0)] * 12)
+
+    drifts = [flat(0.0).get("monitor/saturation/drift", 0.0) for _ in range(30)]
+    assert max(map(abs, drifts)) > 2 * settings.max_drift
+    with pytest.raises(HackingAlarm, match="saturation has drifted by"):
+        flat(0.999)
 
 
 class Gold:
@@ -136,8 +161,8 @@ def test_a_run_that_goes_on_measures_from_the_same_baseline(tmp_path):
     first = monitor()
     for step in range(4):
         first.observe(*rollout(step))
-    wanted = first.observe(*rollout(4, grid))
-    assert monitor().observe(*rollout(4, grid)) == wanted
+    wanted = first.observe(*rollout(4, more_colour))
+    assert monitor().observe(*rollout(4, more_colour)) == wanted
 
 
 def test_statistics_of_simple_pictures():
