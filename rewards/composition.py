@@ -26,7 +26,6 @@ __all__ = [
     "Part",
     "SharedBackboneWarning",
     "calibrate",
-    "gdpo",
     "warn_of_shared_backbones",
 ]
 
@@ -135,8 +134,9 @@ class CompositeScorer:
 
     - ``weighted_sum``: sum of weight * z over the sum of the weights that apply.
     - ``min``: the least z of the parts that have weight: no part can pay for another.
-    - ``gdpo``: each part is normalised within its group before the sum (`gdpo`). All samples of a
-      group must come in one call.
+    - ``gdpo``: each part is normalised within its group before the sum (GDPO, arXiv 2601.05242):
+      normalising the sum would map different combinations to one advantage. All samples of a group
+      must come in one call.
 
     An item on which any part fails has that error. A part that does not apply to an item is left
     out of it; where none applies, nor does the composite. ``components`` are the parts' z.
@@ -219,29 +219,6 @@ class CompositeScorer:
         return read is not None and read < gate.minimum
 
 
-def gdpo(
-    values: Sequence[Sequence[float]], weights: Sequence[float], min_std: float = 1e-4
-) -> list[float]:
-    """Advantages of one group from several rewards (GDPO, arXiv 2601.05242, eq. 4-5).
-
-    Normalising the *sum* of the rewards maps different combinations to one advantage. Here each
-    reward is normalised within the group by itself, then they are summed by weight.
-
-    Args:
-        values: a row per sample, a column per reward.
-        weights: one per reward.
-        min_std: a reward that varies less tells nothing about the group and adds 0.
-    """
-    columns = list(zip(*values, strict=True))
-    if len(columns) != len(weights):
-        raise ValueError(f"{len(columns)} rewards need as many weights, got {len(weights)}")
-    normalised = [_standardise(column, min_std) for column in columns]
-    return [
-        sum(weight * value for weight, value in zip(weights, row, strict=True))
-        for row in zip(*normalised, strict=True)
-    ]
-
-
 def warn_of_shared_backbones(training: Sequence[Scorer], evaluation: Sequence[Scorer]) -> None:
     """Warn where a scorer that judges shares its backbone with one that trains.
 
@@ -279,7 +256,10 @@ def _checked(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:
 def _within_groups(
     items: Sequence[RewardItem], z: Sequence[Mapping[str, float]]
 ) -> list[dict[str, float]]:
-    """Each part's z, standardised over the samples of its group that have it."""
+    """Each part's z, standardised over the samples of its group that have it.
+
+    A part that hardly varies within a group tells nothing about it and adds 0.
+    """
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, (item, row) in enumerate(zip(items, z, strict=True)):
         for name in row:

@@ -15,6 +15,12 @@ from align.mmdit.adapters.qwen_image import QwenImageAdapter
 from align.mmdit.flow import seeded_noise_batch
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Random numbers of a test do not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers pipeline folder; read only."""

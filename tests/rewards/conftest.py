@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from annotate.records import Candidate, Outcome, Prompt, Question, Split
 from annotate.snapshot import cut_snapshot
@@ -17,6 +18,12 @@ from rewards.posters.spec import caption, random_spec
 
 NUM_CANDIDATES = 4
 DEFECT_OF = {Question.AESTHETICS: "muddy", Question.DETAIL: "noise"}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Random numbers of a test do not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

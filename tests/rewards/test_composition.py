@@ -10,7 +10,6 @@ from rewards.composition import (
     Part,
     SharedBackboneWarning,
     calibrate,
-    gdpo,
     warn_of_shared_backbones,
 )
 from rewards.failures import RewardSource
@@ -95,15 +94,16 @@ def test_a_gate_caps_what_nothing_may_make_up_for():
 
 
 def test_gdpo_tells_apart_what_a_sum_makes_equal():
-    # Published motivation: (0, 2), (2, 0) and (1, 1) have one sum. Here (2, 0) and (0, 2) against
-    # two samples that have the first reward in common: the rarer success counts for more.
-    rewards = [(1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
-    assert len({sum(row) for row in rewards}) == 1
-    advantages = gdpo(rewards, [1.0, 2.0])
-    assert advantages[2] > advantages[0] == advantages[1]
-    by_hand = 1.5 / statistics.pstdev([1, 1, 0, 1]) * 0.5
+    # One sum for all four, of one success each: the rarer one counts for more.
+    names = "abcd"
+    first = Table("first", dict(zip(names, (1.0, 1.0, 0.0, 1.0), strict=True)))
+    second = Table("second", dict(zip(names, (0.0, 0.0, 1.0, 0.0), strict=True)))
+    constant = Table("constant", dict.fromkeys(names, 5.0))
+    weighed = [part(first), part(second, weight=2), part(constant)]
+    advantages = values(CompositeScorer(weighed, rule="gdpo"), items(*names))
+    assert advantages[2] > advantages[0] == advantages[1] == advantages[3]
+    by_hand = (2 * 0.75 - 0.75) / statistics.pstdev([1, 1, 0, 1]) / 4  # the constant adds 0 of 1
     assert advantages[2] == pytest.approx(by_hand)
-    assert gdpo([(5.0, 1.0), (5.0, 0.0)], [1, 1]) == [1.0, -1.0]  # a constant reward adds nothing
 
 
 def test_gdpo_in_a_composite_is_by_group():

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -61,6 +62,13 @@ def item(index, prompt="p"):
 
 ITEMS = [item(index) for index in range(5)]
 QUICK = ClientSettings(deadline=5, backoff=0.01, batch_size=2)
+
+
+def hasty(url, deadline, **options):
+    """A client that waits this long for scores, and as long as it takes for the server's name."""
+    remote = RemoteScorer(url, settings=ClientSettings(**options))
+    remote.settings = replace(remote.settings, deadline=deadline)
+    return remote
 
 
 @pytest.fixture
@@ -131,11 +139,11 @@ def test_a_full_queue_answers_429_and_the_client_comes_back(scorer):
         scorer.gate.clear()
         patient = ClientSettings(attempts=10**6, max_backoff=0.02, batch_size=1, concurrency=5)
         remote = RemoteScorer(server.url, settings=patient)
-        hasty = RemoteScorer(server.url, settings=ClientSettings(deadline=1, attempts=1))
+        other = hasty(server.url, 1, attempts=1)
         scores: list[Score] = []
         waiting = threading.Thread(target=lambda: scores.extend(remote.score(ITEMS)))
         waiting.start()
-        errors = (str(hasty.score(ITEMS[:1])[0].error) for _ in range(100))
+        errors = (str(other.score(ITEMS[:1])[0].error) for _ in range(100))
         assert any("status 429: 1 requests are waiting" in error for error in errors)
         scorer.gate.set()
         waiting.join()
@@ -350,8 +358,7 @@ def misbehaving():
 @given(script=st.lists(st.sampled_from(sorted(DEEDS)), max_size=6), attempts=st.integers(1, 3))
 def test_no_reward_is_ever_made_up(misbehaving, script, attempts):
     misbehaving.script = []
-    client = ClientSettings(deadline=0.3, attempts=attempts, backoff=0.005, batch_size=2)
-    remote = RemoteScorer(misbehaving.url, settings=client)
+    remote = hasty(misbehaving.url, 0.3, attempts=attempts, backoff=0.005, batch_size=2)
     misbehaving.script = list(script)
     scores = remote.score(ITEMS)
     assert len(scores) == len(ITEMS)
@@ -366,11 +373,9 @@ def test_no_reward_is_ever_made_up(misbehaving, script, attempts):
 @pytest.mark.parametrize("deed", sorted(set(DEEDS) - {"behave"}))
 def test_each_fault_is_told_apart_from_a_score(misbehaving, deed):
     misbehaving.script = []
-    remote = RemoteScorer(misbehaving.url, settings=ClientSettings(deadline=0.3, attempts=1))
+    remote = hasty(misbehaving.url, 0.3, attempts=1)
     misbehaving.script = [deed]
-    started = time.monotonic()
     assert all(score.value is None and score.error for score in remote.score(ITEMS))
-    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("deed", ["vanish", "cut", "garbage", "overloaded", "500 with zeros"])
@@ -382,11 +387,10 @@ def test_what_may_pass_is_tried_again(misbehaving, deed):
 
 
 def test_a_killed_server_is_an_error(scorer):
+    settings = ClientSettings(attempts=2, backoff=0.01)
     with RewardServer(lambda: [scorer]) as server:
         server.wait_until_ready()
-        remote = RemoteScorer(
-            server.url, settings=ClientSettings(deadline=1, attempts=2, backoff=0.01)
-        )
+        remote = RemoteScorer(server.url, settings=settings)
     assert all("after 2 attempts" in str(score.error) for score in remote.score(ITEMS))
-    with pytest.raises(ServiceError, match="ConnectionRefusedError"):
-        RemoteScorer(server.url, settings=ClientSettings(deadline=1, attempts=2, backoff=0.01))
+    with pytest.raises(ServiceError, match="no answer after 2 attempts"):
+        RemoteScorer(server.url, settings=settings)
