@@ -1,7 +1,7 @@
 """Which prompts a reward model learns from, and the refusal of any that leak.
 
-A split is made by prompt, never by pair: with the same images and code, one head's held-out
-accuracy was 0.66 split by prompt and 0.96 split by pair.
+A split is made by prompt, never by pair: pairs of one prompt share their images, and a model that
+learnt one of them has seen the other.
 """
 
 from __future__ import annotations

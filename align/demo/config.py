@@ -33,8 +33,7 @@ class DemoConfig(Config):
     references: int = Field(ge=20)
     """Reference posters for SFT, drawn at all qualities; those scored 4.8 and more are used."""
     threads: int = Field(default=1, ge=1)
-    """Of torch. A second one shortens a step of the tiny pipeline by about a third and costs about
-    40 % more CPU time."""
+    """Of torch. A second one shortens the demo and costs more CPU time."""
     open_tasks: int = Field(ge=0)
     """Tasks left for a person to label."""
     num_steps: int = Field(ge=1)
