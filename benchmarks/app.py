@@ -7,9 +7,11 @@ import hashlib
 import io
 import os
 import random
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,20 +81,18 @@ def fill_studio(store: Any, annotators: int, tasks: int, side: int) -> None:
 
 
 @contextmanager
-def running_app(store: Any) -> Iterator[str]:
-    """The address of the labelling server over a store."""
-    import uvicorn
-
-    from annotate.web.app import create_app
-
-    server = uvicorn.Server(uvicorn.Config(create_app(store), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=20)
+def serving(studio: Path) -> Iterator[str]:
+    """The address of ``winsome serve`` over a studio, a process of its own as in the field."""
+    command = [sys.executable, "-m", "align.cli", "serve", str(studio), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            said = server.stdout.readline() if server.stdout else ""
+            found = re.search(r"http://\S+", said)
+            if found is None:
+                raise RuntimeError(f"winsome serve gave no address but {said!r}")
+            yield found[0]
+        finally:
+            server.terminate()
 
 
 def measure_next_images() -> dict[str, Any]:
@@ -102,12 +102,11 @@ def measure_next_images() -> dict[str, Any]:
     from annotate.store import PreferenceStore
 
     program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
-    with (
-        tempfile.TemporaryDirectory(prefix="winsome-bench-") as folder,
-        PreferenceStore.open(Path(folder) / "studio") as store,
-    ):
-        fill_studio(store, annotators=1, tasks=TASKS, side=SIDE)
-        with running_app(store) as url, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory(prefix="winsome-bench-") as folder:
+        studio = Path(folder) / "studio"
+        with PreferenceStore.open(studio) as store:
+            fill_studio(store, annotators=1, tasks=TASKS, side=SIDE)
+        with serving(studio) as url, sync_playwright() as playwright:
             options = ["--no-sandbox"] if os.geteuid() == 0 else []
             browser = playwright.chromium.launch(executable_path=program, args=options)
             page = browser.new_page(viewport={"width": 1280, "height": 800})
@@ -140,14 +139,14 @@ def measure_submit() -> dict[str, Any]:
     """Milliseconds of each submit while many annotators work, each at a human pace."""
     from annotate.store import PreferenceStore
 
-    with (
-        tempfile.TemporaryDirectory(prefix="winsome-bench-") as folder,
-        PreferenceStore.open(Path(folder) / "studio") as store,
-    ):
-        fill_studio(store, annotators=ANNOTATORS, tasks=20, side=64)
-        with running_app(store) as url:
+    with tempfile.TemporaryDirectory(prefix="winsome-bench-") as folder:
+        studio = Path(folder) / "studio"
+        with PreferenceStore.open(studio) as store:
+            fill_studio(store, annotators=ANNOTATORS, tasks=20, side=64)
+        with serving(studio) as url:
             milliseconds = asyncio.run(_everybody(url))
-        picks = len(store.labelled()[3])
+        with PreferenceStore.open(studio) as store:
+            picks = len(store.labelled()[3])
     if picks != len(milliseconds):
         raise RuntimeError(f"{len(milliseconds)} submits were answered, {picks} picks are stored")
     return {
