@@ -64,7 +64,7 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
         raise ValueError(f"two scorers have one name, and one line in the report: {names}")
     drawn = {model.name: _draw(config, i) for i, model in enumerate(config.models)}
     prompts = list(iterate_prompts(config.prompts, config.splits))
-    values: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    values: dict[str, dict[str, list[float | None]]] = {}
     for judge in judges:
         spec = judge.scorer.spec
         of_models = {
