@@ -33,7 +33,6 @@ COMMANDS = {
     "sft": "align.commands.sft",
     "dpo": "align.commands.dpo",
     "grpo": "align.commands.grpo",
-    "eval": "align.commands.eval",
     "pretrain": "align.commands.pretrain",
     "plan": "align.commands.plan",
     "doctor": "align.commands.doctor",

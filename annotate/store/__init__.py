@@ -6,7 +6,8 @@
 
 Each part of the class is a module of its own: accounts (`users`), what is judged (`content`,
 `tasks`, `guidelines`), annotators' work (`work`, `queue`, `slots`, `leases`, `details`, `history`)
-and the checks on it (`policy`, `checks`, `quality`, `reviews`), images (`media`), what comes out
+and the checks on it (`policy`, `checks`, `quality`, `reviews`,
+`throughput`), images (`media`), what comes out
 (`results`), and the trail of it all (`audit`).
 """
 
@@ -38,6 +39,7 @@ from annotate.store.policy import PolicyStore, WorkPolicy
 from annotate.store.quality import Judged, QualityStore
 from annotate.store.reviews import Dispute, ReviewStore, Verdict
 from annotate.store.tasks import TaskStore
+from annotate.store.throughput import ThroughputStore
 from annotate.store.users import UserStore
 
 __all__ = [
@@ -73,6 +75,7 @@ class PreferenceStore(
     HistoryStore,
     QualityStore,
     ReviewStore,
+    ThroughputStore,
     PolicyStore,
     AuditStore,
     BackupStore,

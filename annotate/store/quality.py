@@ -44,20 +44,26 @@ class Judged:
 class QualityStore(ResultStore):
     """The part of a store that the review pages read, and that scores reorder."""
 
-    def judged(self, kinds: Collection[str] | None = None) -> Judged:
-        """Every current answer but skips, of these kinds of task; None is all but the checks."""
+    def judged(self, kinds: Collection[str] | None = None, newest: int | None = None) -> Judged:
+        """The current answers but skips, of these kinds of task; None is all but the checks.
+
+        Args:
+            newest: how many of them at most; what they are about follows them.
+        """
         query = (
             select(PickRow, UserRow.name, UserRow.name_norm, AssignmentRow)
             .join(UserRow, UserRow.id == PickRow.annotator_id)
             .join(AssignmentRow, AssignmentRow.id == PickRow.assignment_id)
             .join(TaskRow, TaskRow.id == PickRow.task_id)
             .where(PickRow.status == "current", PickRow.outcome != Outcome.SKIP)
-            .order_by(PickRow.submitted_at, PickRow.id)
+            .order_by(PickRow.submitted_at.desc(), PickRow.id.desc())
+            .limit(newest)
         )
         chosen = TaskRow.kind.not_in(CHECK_KINDS) if kinds is None else TaskRow.kind.in_(kinds)
         picks, names, times, places, by_chance = [], {}, {}, {}, set()
         with self._read() as session:
-            for row, name, name_norm, slot in session.execute(query.where(chosen)):
+            rows = session.execute(query.where(chosen)).all()
+            for row, name, name_norm, slot in reversed(rows):
                 pick = self.pick_record(row, name_norm)
                 picks.append(pick)
                 names[pick.annotator] = name

@@ -18,6 +18,7 @@ from annotate.store.engine import StoreBase, batches
 from annotate.store.errors import NotFoundError
 from annotate.store.models import LabelEvent, SnapshotEntry, StoreStatus
 from annotate.store.tasks import load_tasks
+from annotate.store.withdrawals import holds
 from annotate.tables import (
     AssignmentRow,
     CandidateRow,
@@ -123,7 +124,7 @@ class ResultStore(StoreBase):
             query = (
                 select(ReviewRow, UserRow.name_norm)
                 .join(UserRow, UserRow.id == ReviewRow.reviewer_id)
-                .where(ReviewRow.task_id.in_(batch))
+                .where(ReviewRow.task_id.in_(batch), holds())
                 .order_by(ReviewRow.id)
             )
             newest.update((row.task_id, (row, name)) for row, name in session.execute(query))
@@ -213,14 +214,17 @@ class ResultStore(StoreBase):
         with self._read() as session:
             return [_run(row) for row in session.scalars(query)]
 
-    def label_events(self, since: datetime | None = None) -> list[LabelEvent]:
-        """Every current answer given since then, oldest first."""
+    def label_events(
+        self, since: datetime | None = None, newest: int | None = None
+    ) -> list[LabelEvent]:
+        """The current answers given since then, oldest first; at most the ``newest`` of them."""
         query = (
             select(PickRow, UserRow.name, TaskRow.question)
             .join(UserRow, UserRow.id == PickRow.annotator_id)
             .join(TaskRow, TaskRow.id == PickRow.task_id)
             .where(PickRow.status == "current")
-            .order_by(PickRow.submitted_at, PickRow.id)
+            .order_by(PickRow.submitted_at.desc(), PickRow.id.desc())
+            .limit(newest)
         )
         if since is not None:
             query = query.where(PickRow.submitted_at >= since)
@@ -233,7 +237,7 @@ class ResultStore(StoreBase):
                     Outcome(pick.outcome),
                     pick.active_ms,
                 )
-                for pick, name, question in session.execute(query)
+                for pick, name, question in reversed(session.execute(query).all())
             ]
 
     def status(self) -> StoreStatus:

@@ -1,16 +1,17 @@
 """Review: which tasks their annotators disagree on, and a reviewer's word on them.
 
 A review never touches a pick. It stands beside them, closes its task, and decides what a snapshot
-takes from it.
+takes from it, until its reviewer takes it back (`annotate.store.withdrawals`).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
+from typing import Any
 
 from pydantic import Field
 from sqlalchemy import func, select
@@ -19,10 +20,10 @@ from sqlalchemy.orm import Session, aliased
 from annotate.schema import Outcome, Question, Record
 from annotate.store.audit import append_event
 from annotate.store.checks import CHECK_KINDS
-from annotate.store.engine import StoreBase
 from annotate.store.errors import NotFoundError, StoreError
 from annotate.store.models import ROLE_LEVEL
 from annotate.store.slots import add_slot, lock_task
+from annotate.store.withdrawals import WithdrawalStore, holds
 from annotate.tables import (
     CAUSES,
     DECISIONS,
@@ -80,7 +81,11 @@ class Dispute:
     """Tasks of the same prompt: a pick weighs more where its prompt has few others."""
 
 
-class ReviewStore(StoreBase):
+MAX_CONSIDERED = 2_000
+"""Tasks that the queue of disputes looks at: those last answered, of each kind of dispute."""
+
+
+class ReviewStore(WithdrawalStore):
     """The part of a store that reviewers work with."""
 
     def review(
@@ -110,23 +115,17 @@ class ReviewStore(StoreBase):
             row = _review_row(session, task, reviewer_id, verdict, now)
             session.add(row)
             session.flush()
-            facts = {**verdict.model_dump(mode="json"), "task": task_id}
+            effects = _apply(session, task, verdict.decision, open_slots, now)
+            facts = {**verdict.model_dump(mode="json"), "task": task_id, "effects": effects}
             append_event(session, reviewer_id, "review", f"review:{row.id}", facts, now)
-            if verdict.decision == "return":
-                task.closed_at = None
-                task.k_required += 1
-                add_slot(session, task)
-            else:
-                task.closed_at = now
-                for slot in open_slots:
-                    slot.state = "void"
             return row.id
 
     def disputes(self, limit: int = 50, threshold: float = 0.67) -> list[Dispute]:
         """Tasks that wait for a reviewer: lowest agreement first, then highest leverage.
 
         They are those that nobody has closed, where all slots are answered and two or more answers
-        agree less than ``threshold``, or where somebody has flagged something.
+        agree less than ``threshold``, or where somebody has flagged something; of the last
+        `MAX_CONSIDERED` of each.
         """
         pending = aliased(AssignmentRow)
         several = (
@@ -147,6 +146,9 @@ class ReviewStore(StoreBase):
                 | (func.count(func.distinct(PickRow.win)) > 1)
                 | (func.count(func.distinct(PickRow.lose)) > 1)
             )
+            .order_by(func.max(PickRow.id).desc())
+            .limit(MAX_CONSIDERED)
+            .subquery()
         )
         flagged = (
             select(PickRow.task_id)
@@ -156,9 +158,12 @@ class ReviewStore(StoreBase):
                 PickRow.outcome == Outcome.FLAG,
                 TaskRow.closed_at.is_(None),
             )
+            .order_by(PickRow.id.desc())
+            .limit(MAX_CONSIDERED)
+            .subquery()
         )
         with self._read() as session:
-            wanted = several.union(flagged).subquery()
+            wanted = select(several.c.task_id).union(select(flagged.c.task_id)).subquery()
             given = _answers_to(session, select(wanted.c.task_id))
             found = [
                 (_agreement(rows), task_id, rows)
@@ -176,7 +181,7 @@ class ReviewStore(StoreBase):
     def reviews(self, task_id: str | None = None) -> list[dict[str, object]]:
         """Every review, or those of one task, newest first: for tables and CSV."""
         query = (
-            select(ReviewRow, UserRow.name)
+            select(ReviewRow, UserRow.name, holds())
             .join(UserRow, UserRow.id == ReviewRow.reviewer_id)
             .order_by(ReviewRow.id.desc())
         )
@@ -193,9 +198,33 @@ class ReviewStore(StoreBase):
                     "cause": row.cause,
                     "note": row.note,
                     "at": row.created_at.isoformat(timespec="seconds"),
+                    "taken back": not stands,
                 }
-                for row, name in session.execute(query)
+                for row, name, stands in session.execute(query)
             ]
+
+
+def _apply(
+    session: Session,
+    task: TaskRow,
+    decision: str,
+    open_slots: Sequence[AssignmentRow],
+    now: datetime,
+) -> dict[str, Any]:
+    """Do to the task what the decision says; what was done, for `annotate.store.withdrawals`."""
+    before = task.closed_at
+    voided, added = [], None
+    if decision == "return":
+        task.closed_at = None
+        task.k_required += 1
+        added = add_slot(session, task).id
+    else:
+        task.closed_at = now
+        for slot in open_slots:
+            slot.state = "void"
+            voided.append(slot.id)
+    closed = None if before is None else before.isoformat()
+    return {"voided": voided, "added": added, "closed_before": closed}
 
 
 def _require_reviewer(session: Session, user_id: int) -> None:

@@ -76,7 +76,7 @@ def create_app(store: PreferenceStore, config: ServeConfig | None = None) -> Fas
     )
     app.add_middleware(CORSMiddleware, allow_origins=[])
     _mount(app, canvas_blocks(), "/annotate")
-    _mount(app, review_blocks(store), "/review")
+    _mount(app, review_blocks(), "/review")
     return app
 
 

@@ -1,19 +1,10 @@
-"""The figures on quality as tables: agreement, annotators, standings, disputes.
-
-They are aggregates over every answer and cost seconds in a large studio. So they are kept for a
-while, and say as of when and of which answers they are.
-"""
+"""The figures on quality as tables: agreement, annotators, places on the screen, standings."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from annotate.agreement import (
@@ -25,58 +16,18 @@ from annotate.agreement import (
     ordinal_alpha,
     reversal_rate,
 )
-from annotate.consistency import agreement_over_time, position_bias, self_consistency
+from annotate.consistency import (
+    PositionBias,
+    agreement_over_time,
+    position_bias,
+    self_consistency,
+)
 from annotate.reliability import annotator_reliability
-from annotate.snapshot import json_line
+from annotate.schema import Pick
 from annotate.store import Judged, PreferenceStore
-from annotate.win_rates import standings
+from annotate.win_rates import blind_win_rates, standings
 
 Row = dict[str, Any]
-KEPT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Tables by name, with what they are made of."""
-
-    digest: str
-    """SHA-256 of the answers."""
-    made_at: datetime
-    tables: Mapping[str, list[Row]]
-
-
-class FigureCache:
-    """The figures of a store, made again when they are older than ``kept_s`` seconds."""
-
-    def __init__(self, store: PreferenceStore, kept_s: float = KEPT_S):
-        self._store, self._kept_s = store, kept_s
-        self._lock = threading.Lock()
-        self._made: tuple[float, Figures] | None = None
-
-    def figures(self) -> Figures:
-        """The newest figures; one request makes them, the others wait for it."""
-        with self._lock:
-            if self._made is None or time.monotonic() - self._made[0] > self._kept_s:
-                self._made = time.monotonic(), make_figures(self._store)
-            return self._made[1]
-
-
-def make_figures(store: PreferenceStore) -> Figures:
-    """Every table, from one look at the store's answers."""
-    judged = store.judged()
-    lines = sorted(json_line(pick.model_dump(mode="json")) for pick in judged.picks)
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return Figures(
-        digest=digest,
-        made_at=datetime.now(UTC),
-        tables={
-            "agreement": agreement_rows(judged),
-            "annotators": annotator_rows(store, judged),
-            "pairs": pair_rows(judged),
-            "drift": drift_rows(judged),
-            "standings": standing_rows(judged),
-        },
-    )
 
 
 def agreement_rows(judged: Judged) -> list[Row]:
@@ -116,11 +67,6 @@ def annotator_rows(store: PreferenceStore, judged: Judged) -> list[Row]:
     rows = []
     for pseudonym, name in sorted(judged.names.items(), key=lambda item: item[1]):
         own = [pick for pick in judged.picks if pick.annotator == pseudonym]
-        places = [
-            (best, len(judged.tasks[pick.task_id].candidate_ids))
-            for pick in own
-            if pick.id in judged.places and (best := judged.places[pick.id][0]) is not None
-        ]
         row: Row = {"annotator": name, "answers": len(own)}
         if pseudonym in against:
             row |= _interval(against[pseudonym], "against others")
@@ -134,8 +80,8 @@ def annotator_rows(store: PreferenceStore, judged: Judged) -> list[Row]:
             row |= {"gold": key.answered, "gold right": round(key.correct / key.answered, 3)}
         if repeated := again.get(pseudonym):
             row |= {"repeats": repeated.n_repeats, "same best": repeated.same_best}
-        if places:
-            row["position p"] = round(position_bias(places).p_value, 4)
+        if bias := _bias(judged, own, 0):
+            row["position p"] = round(bias.p_value, 4)
         rows.append(row)
     return _filled(rows)
 
@@ -153,6 +99,36 @@ def pair_rows(judged: Judged) -> list[Row]:
         }
         for row in annotator_matrix(judged.tasks, judged.picks)
     ]
+
+
+def position_rows(judged: Judged) -> list[Row]:
+    """How often each place on the screen was the best and the worst, and how often by chance."""
+    rows = []
+    for which, side in enumerate(("best", "worst")):
+        if bias := _bias(judged, judged.picks, which):
+            rows += [
+                {
+                    "side": side,
+                    "position": place + 1,
+                    "chosen": count,
+                    "expected": round(expected, 1),
+                    "p": round(bias.p_value, 4),
+                }
+                for place, (count, expected) in enumerate(
+                    zip(bias.counts, bias.expected, strict=True)
+                )
+            ]
+    return rows
+
+
+def _bias(judged: Judged, picks: Sequence[Pick], which: int) -> PositionBias | None:
+    """Of the best (0) or the worst (1); None where no pick names a place."""
+    places = [
+        (place, len(judged.tasks[pick.task_id].candidate_ids))
+        for pick in picks
+        if pick.id in judged.places and (place := judged.places[pick.id][which]) is not None
+    ]
+    return position_bias(places) if places else None
 
 
 def drift_rows(judged: Judged) -> list[Row]:
@@ -182,6 +158,22 @@ def standing_rows(judged: Judged) -> list[Row]:
             "comparisons": row.n_comparisons,
         }
         for row in standings(judged.tasks, judged.candidates, picks)
+    ]
+
+
+def blind_rows(judged: Judged) -> list[Row]:
+    """Every two model versions that blind comparisons set against each other."""
+    return [
+        {
+            "first": row.first,
+            "second": row.second,
+            "win rate": round(row.rate, 3),
+            "low": round(row.ci_low, 3),
+            "high": round(row.ci_high, 3),
+            "answers": row.n_answers,
+            "prompts": row.n_prompts,
+        }
+        for row in blind_win_rates(judged.tasks, judged.candidates, judged.picks)
     ]
 
 

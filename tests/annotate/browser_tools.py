@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from web_studio import PASSWORD
 
@@ -115,9 +117,24 @@ def marks(page: Page) -> dict[str, str]:
     }
 
 
+def serious(page: Page) -> list[str]:
+    """What axe-core calls a serious or critical fault of accessibility."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{fault['id']}: {node['html'][:120]}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
 def save_picture(page: Page, name: str, tmp_path: Path) -> None:
     folder = IMAGES if os.environ.get("WINSOME_SCREENSHOTS") == "1" else tmp_path
     page.mouse.move(1, 1)
     picture = folder / f"{name}.png"
     page.screenshot(path=picture, animations="disabled")
     assert picture.stat().st_size > 10_000
+    if folder == IMAGES:  # 256 colours are enough for a document, at a third of the size
+        with Image.open(picture) as whole:
+            few = whole.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(picture, optimize=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 from browser_tools import (
     DESKTOP,
     Recorder,
-    Watch,
     marks,
     open_page,
     press,
@@ -21,7 +19,7 @@ from browser_tools import (
 from playwright.sync_api import expect
 from web_studio import PASSWORD, make_studio, secrets_of
 
-from annotate.records import Prompt, Run
+from annotate.records import Prompt
 from annotate.store import PreferenceStore, Submission
 from annotate.web.app import create_app
 
@@ -333,29 +331,3 @@ def test_a_prompt_is_shown_as_it_was_written(browser, url, store):
     assert "owned" not in page.title()
     watch.assert_quiet(url)
     page.context.close()
-
-
-def test_leads_see_throughput_and_curves(browser, url, store, tmp_path):
-    for speed, run_id in ((2, "sft-1"), (3, "dpo-1"), (5, "dpo <b>two<")):
-        folder = tmp_path / run_id
-        folder.mkdir(parents=True)
-        rows = [{"step": step, "loss": speed / (speed + step)} for step in range(0, 40, 2)]
-        text = "\n".join(json.dumps(row) for row in rows) + '\n{"step": 4'
-        (folder / "metrics.jsonl").write_text(text)
-        loss = rows[-1]["loss"]
-        run = Run(id=run_id, kind=run_id[:3], folder=str(folder), metrics={"loss": loss})
-        store.add_run(run)
-    context = browser.new_context(viewport=DESKTOP, locale="en-GB")
-    page = context.new_page()
-    watch = Watch(page)
-    page.goto(f"{url}/login?next=/review")
-    page.fill("input[name=name]", "lea")
-    page.fill("input[name=password]", PASSWORD)
-    page.keyboard.press("Enter")
-    expect(page.locator(".ws-headline strong").first).to_be_visible(timeout=60_000)
-    expect(page.get_by_role("gridcell", name="instruction").first).to_be_visible()
-    page.get_by_role("tab", name="Runs").click()
-    expect(page.get_by_role("gridcell", name="dpo <b>two<").last).to_be_visible()
-    expect(page.locator(".vega-embed").last).to_be_visible()
-    watch.assert_quiet(url)
-    context.close()

@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from browser_tools import (
     DESKTOP,
     marks,
     open_page,
     press,
     save_picture,
+    serious,
     served,
     submit,
     wait_for_images,
 )
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 from web_studio import make_studio
 
 from annotate.records import Mark, Reason
@@ -47,17 +47,6 @@ def picks_of(store: PreferenceStore, name: str) -> list:
     prompt_of = {task.id: text_of[task.prompt_id] for task in tasks}
     mine = [pick for pick in picks if pick.annotator == annotator]
     return sorted(mine, key=lambda pick: -order[prompt_of[pick.task_id]])
-
-
-def serious(page: Page) -> list[str]:
-    """What axe-core calls a serious or critical fault of accessibility."""
-    found = Axe().run(page).response["violations"]
-    return [
-        f"{fault['id']}: {node['html'][:120]}"
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
-        for node in fault["nodes"]
-    ]
 
 
 def test_every_outcome_by_the_keyboard_in_both_languages(browser, url, store, tmp_path):

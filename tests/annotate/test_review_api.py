@@ -10,8 +10,9 @@ from studio import add_users, fill
 from test_distribution import work
 
 from annotate.store.errors import StoreError
+from annotate.web.aggregates import FigureCache
 from annotate.web.guard import USER_KEY
-from annotate.web.quality import FigureCache, to_csv
+from annotate.web.quality import to_csv
 from annotate.web.review_api import review_api_routes
 
 
@@ -54,14 +55,31 @@ def test_figures_name_their_answers_and_give_their_csv(client):
 
 
 def test_a_verdict_takes_a_task_out_of_the_queue(client):
-    disputes = client.get("/api/review/disputes").json()
+    disputes = client.get("/api/review/disputes").json()["disputes"]
     assert len(disputes) == 2
     assert all(image.startswith("/media/") for image in disputes[0]["images"])
     route = f"/api/review/tasks/{disputes[0]['task_id']}"
     assert client.post(route, json={"decision": "maybe"}).status_code == 400
     assert client.post(route, json={"decision": "confirm", "cause": "hard"}).json() == {"review": 1}
-    assert len(client.get("/api/review/disputes").json()) == 1
+    assert client.get("/api/review/disputes").json()["waiting"] == 1
     assert "confirm" in client.get("/api/review/reviews.csv").text
+    assert client.delete("/api/review/reviews/1").json() == {"task": disputes[0]["task_id"]}
+    assert client.get("/api/review/disputes").json()["waiting"] == 2
+    assert client.delete("/api/review/reviews/1").status_code == 400
+
+
+def test_looking_never_makes_the_figures_again_and_asking_does(make_place):
+    with make_place("sqlite").open() as store:
+        cache = FigureCache(store, kept_s=1e9)
+        first = cache.figures()
+        fill(store, tasks=1)
+        assert cache.figures() is first
+        assert (first.totals["tasks"], cache.renew().totals["tasks"]) == (0, 1)
+        old = FigureCache(store, kept_s=0)
+        made = old.figures()
+        assert old.figures() is made  # given at once; newer ones are made behind it
+        old._renewal.join(timeout=30)
+        assert old._made[1].made_at > made.made_at
 
 
 def test_a_csv_cell_is_never_a_formula():

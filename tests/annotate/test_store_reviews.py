@@ -11,7 +11,7 @@ from test_distribution import work
 
 from annotate.snapshot import cut_snapshot
 from annotate.store import ConflictError, NotFoundError, StoreError, Verdict
-from annotate.tables import PickRow
+from annotate.tables import AssignmentRow, PickRow, TaskRow
 
 
 @pytest.fixture
@@ -69,6 +69,53 @@ def test_a_returned_task_goes_to_one_more_annotator(studio):
     assert studio.claim(cy) is None
     studio.review(studio.user("rita").id, dispute.task_id, Verdict(decision="return"))
     assert studio.claim(cy).task_id == dispute.task_id
+
+
+@pytest.mark.parametrize("decision", ["discard", "return"])
+def test_a_review_that_is_taken_back_leaves_all_as_it_was(studio, decision, tmp_path):
+    def state():
+        with Session(studio.engine) as session:
+            slots = session.scalars(select(AssignmentRow).order_by(AssignmentRow.id))
+            tasks = session.scalars(select(TaskRow).order_by(TaskRow.id))
+            return [(s.id, s.state) for s in slots if s.state != "void"], [
+                (t.id, t.k_required, t.closed_at) for t in tasks
+            ]
+
+    rita, (dispute,) = studio.user("rita").id, studio.disputes()
+    before, labelled = state(), studio.labelled()
+    number = studio.review(rita, dispute.task_id, Verdict(decision=decision))
+    assert state() != before
+    with pytest.raises(NotFoundError, match="you have given no review"):
+        studio.withdraw_review(studio.user("ada").id, number)
+    assert studio.withdraw_review(rita, number) == dispute.task_id
+    assert (state(), studio.labelled(), studio.disputes()) == (before, labelled, [dispute])
+    assert [row["taken back"] for row in studio.reviews()] == [True]
+    assert studio.verify_audit() == []
+    with pytest.raises(ConflictError, match="does not hold any more"):
+        studio.withdraw_review(rita, number)
+    again = studio.review(rita, dispute.task_id, Verdict(decision=decision))
+    if decision == "return":
+        work(studio, studio.user("cy").id)
+        refusal = "somebody has taken the returned task"
+    else:
+        cut_snapshot(studio, tmp_path / "s")
+        refusal = "a snapshot was cut since"
+    with pytest.raises(ConflictError, match=refusal):
+        studio.withdraw_review(rita, again)
+
+
+def test_answers_are_counted_by_the_database(studio):
+    claim = studio.claim(studio.user("cy").id)
+    assert claim is None
+    counts = studio.answer_counts()
+    assert [(row.annotator, row.outcome, row.answers) for row in counts] == [
+        ("ada", "picked", 2),
+        ("bo", "picked", 2),
+    ]
+    assert counts[0].day == studio.label_events()[0].submitted_at.date().isoformat()
+    assert [e.annotator for e in studio.label_events(newest=1)] == ["bo"]
+    newest, everything = studio.judged(newest=3), studio.judged()
+    assert newest.picks == everything.picks[1:]
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,17 @@ export class ApiError extends Error {
   }
 }
 
-export async function call(path, body) {
+/** Asks `/api/path`: GET without a body, else POST, or the `method` given. */
+export async function call(path, body, { method = body === undefined ? "GET" : "POST", seconds = 15 } = {}) {
   let reply;
   try {
     reply = await fetch(`/api/${path}`, {
-      method: body === undefined ? "GET" : "POST",
+      method,
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
       body: body === undefined ? undefined : JSON.stringify(body),
       cache: "no-store",
       credentials: "same-origin",
-      signal: AbortSignal.timeout(15000),
+      signal: AbortSignal.timeout(seconds * 1000),
     });
   } catch (error) {
     throw new ApiError(0, String(error));
