@@ -179,25 +179,15 @@ class Trainer:
             progress=config.progress,
             config=flatten_config(config),
         )
-        validate_every = validate_every if validate is not None else 0
-
-        def measured() -> dict[str, float]:
-            assert validate is not None
-            engine.model.eval()
-            with engine.averaged(), torch.no_grad():
-                figures = validate()
-            patience.observe(step, figures["validation/loss"])
-            return figures
-
         try:
             with listening() as stop:
-                if step == 0 and validate_every:
-                    log.log(0, measured())
+                if step == 0 and validate is not None and validate_every:
+                    log.log(0, self._measure(0, validate, patience))
                 while step < config.max_steps and not patience.is_exhausted:
                     step += 1
                     metrics = train_step(step)
-                    if validate_every and step % validate_every == 0:
-                        metrics |= measured()
+                    if validate is not None and validate_every and step % validate_every == 0:
+                        metrics |= self._measure(step, validate, patience)
                     log.log(step, metrics)
                     is_asked = step % resumable_every == 0 and engine.any(stop.is_set)
                     if is_asked or (config.save_every and step % config.save_every == 0):
@@ -208,6 +198,16 @@ class Trainer:
         finally:
             log.close()
         return self.run.result()
+
+    def _measure(
+        self, step: int, validate: Callable[[], dict[str, float]], patience: Patience
+    ) -> dict[str, float]:
+        """What ``validate`` finds of the average's weights; early stopping takes note."""
+        self.engine.model.eval()
+        with self.engine.averaged(), torch.no_grad():
+            figures = validate()
+        patience.observe(step, figures["validation/loss"])
+        return figures
 
     def _stop(self, step: int) -> NoReturn:
         """Leave as SIGTERM asked."""
