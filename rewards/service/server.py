@@ -7,6 +7,7 @@ bounded length; beyond it the answer is 429 and the client comes back. Handlers 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
@@ -115,6 +116,8 @@ class RewardServer:
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()
         self._http.server_close()
+        with contextlib.suppress(queue.Full):
+            self._jobs.put_nowait(None)  # what waits is scored, then the scoring thread ends
 
     def wait_until_ready(self) -> None:
         """Return when the scorers are loaded; raise what their loading raised."""
