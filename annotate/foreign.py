@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from annotate.images import png_of
 from annotate.imports import Imported, read_image
-from annotate.prompt_files import READERS, TEXT_COLUMNS, language, parquet_rows, prompt_id
-from annotate.schema import Candidate, Outcome, Prompt, Question
+from annotate.prompt_files import READERS, TEXT_COLUMNS, parquet_rows, prompt_id
+from annotate.schema import Candidate, Outcome, Prompt, Question, language
 from annotate.store import Answer, PreferenceStore, StoreError
 from annotate.store.content import sha256_of
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from annotate.schema import Prompt, Split
+from annotate.schema import Prompt, Split, language
 from annotate.store.errors import StoreError
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 Row = tuple[int, Mapping[str, Any]]
 """(number for messages, columns)."""
 
@@ -49,11 +47,6 @@ def read_prompts(path: Path, split: Split | str = Split.TRAIN) -> list[Prompt]:
 def prompt_id(text: str) -> str:
     """The id of a prompt that came without one."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def language(text: str) -> str:
-    """``zh`` for a text with Han characters, else ``en``."""
-    return "zh" if _HAN.search(text) else "en"
 
 
 def _prompt(row: Mapping[str, Any], split: Split) -> Prompt | None:

@@ -29,6 +29,7 @@ from annotate.schema import (
     Run,
     Split,
     Task,
+    language,
 )
 from annotate.snapshot import Snapshot, SnapshotError, load_snapshot
 
@@ -54,5 +55,6 @@ __all__ = [
     "Task",
     "derive_pairs",
     "derive_rankings",
+    "language",
     "load_snapshot",
 ]

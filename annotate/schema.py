@@ -5,6 +5,7 @@ Other packages import them through `annotate.records`. They need pydantic alone.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Self
@@ -53,6 +54,14 @@ class Split(StrEnum):
     TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"
+
+
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+
+
+def language(text: str) -> str:
+    """``zh`` for a text with Han characters, else ``en``: of a prompt that names none."""
+    return "zh" if _HAN.search(text) else "en"
 
 
 class Prompt(Record):

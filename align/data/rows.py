@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.config import SFTDataConfig
 from align.data.images import ImageFile, MarkedRegion
-from annotate.records import Prompt, Split
+from annotate.records import Prompt, Split, language
 
 __all__ = [
     "CaptionedImage",
@@ -32,8 +31,6 @@ __all__ = [
 
 R = TypeVar("R", bound=BaseModel)
 S = TypeVar("S")
-
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
@@ -180,9 +177,7 @@ def _read_lines(path: Path) -> Iterator[Prompt]:
             text = line.strip()
             if text and text not in seen:
                 seen.add(text)
-                yield Prompt(
-                    id=sample_id(text), text=text, lang="zh" if _HAN.search(text) else "en"
-                )
+                yield Prompt(id=sample_id(text), text=text, lang=language(text))
 
 
 def read_jsonl(path: Path, model: type[R]) -> Iterator[R]:

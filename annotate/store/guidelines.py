@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from annotate.store.engine import StoreBase, require_rows
 from annotate.store.errors import ConflictError, NotFoundError, StoreError
-from annotate.store.models import Guideline, GuidelineVersion
+from annotate.store.models import GUIDELINE_AUTHORS, Guideline, GuidelineVersion
 from annotate.tables import CandidateRow, GuidelineRow, UserRow
 
 
@@ -29,7 +29,7 @@ class GuidelineStore(StoreBase):
         """
         with self._write() as session:
             author = session.get(UserRow, author_id)
-            if author is None or author.role not in ("lead", "admin"):
+            if author is None or author.role not in GUIDELINE_AUTHORS:
                 raise StoreError(
                     "a guideline is written by a lead or an admin", code="guideline_role"
                 )

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from annotate.schema import Criterion, Outcome, Pick, Question, Reason, Record
 
 ROLE_LEVEL = {"annotator": 0, "reviewer": 1, "lead": 2, "engineer": 2, "admin": 3}
+GUIDELINE_AUTHORS = ("lead", "admin")
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,15 @@ from annotate.records import Question
 from annotate.schema import Record
 from annotate.store import PreferenceStore
 from annotate.store.errors import NotFoundError
-from annotate.store.models import Claim, OwnPick, Progress, Submission, User
+from annotate.store.models import (
+    GUIDELINE_AUTHORS,
+    Claim,
+    OwnPick,
+    Progress,
+    Submission,
+    User,
+)
 from annotate.web.config import ServeConfig
-from annotate.web.guideline import GUIDELINE_AUTHORS
 from annotate.web.i18n import LANGUAGE_COOKIE, choose_language
 from annotate.web.images import strip_metadata
 from annotate.web.signed_in import CurrentUser

@@ -9,10 +9,15 @@ from pydantic import Field
 
 from annotate.schema import Question, Record
 from annotate.store import PreferenceStore
-from annotate.store.models import Example, Guideline, GuidelineText, GuidelineVersion
+from annotate.store.models import (
+    GUIDELINE_AUTHORS,
+    Example,
+    Guideline,
+    GuidelineText,
+    GuidelineVersion,
+)
 from annotate.web.signed_in import CurrentUser
 
-GUIDELINE_AUTHORS = ("lead", "admin")
 Language = Literal["en", "zh"]
 Token = Annotated[str, Field(max_length=500)]
 
