@@ -96,15 +96,19 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
 
     @router.get("/media/{token}")
     def media(user: CurrentUser, token: str) -> Response:
-        try:
-            data = store.media(user.id, token).read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError("there is no such image for this user", code="no_image") from error
-        return Response(
-            strip_metadata(data), media_type="image/png", headers={"Cache-Control": MEDIA_CACHE}
-        )
+        return _picture(store, user, token)
 
     return router
+
+
+def _picture(store: PreferenceStore, user: User, token: str) -> Response:
+    try:
+        data = store.media(user.id, token).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError("there is no such image for this user", code="no_image") from error
+    return Response(
+        strip_metadata(data), media_type="image/png", headers={"Cache-Control": MEDIA_CACHE}
+    )
 
 
 def _answer(store: PreferenceStore, user: User, claim: Claim | None) -> dict[str, Any]:

@@ -49,10 +49,7 @@ def login_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
         address = request.client.host if request.client else ""
         wait = failures.wait_s(address, name)
         if wait > 0:
-            text = catalogue(language)["login.wait"].replace("{seconds}", str(wait))
-            page = HTMLResponse(login_page(language, _local(next), text), status_code=429)
-            page.headers["Retry-After"] = str(wait)
-            return page
+            return _wait_page(language, next, wait)
         # Noted before the check, so that attempts at the same moment count each other.
         failures.add(address, name)
         user = await run_in_threadpool(store.authenticate, name, password)
@@ -82,6 +79,13 @@ def login_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
         return answer
 
     return router
+
+
+def _wait_page(language: str, next: str, seconds: int) -> Response:
+    text = catalogue(language)["login.wait"].replace("{seconds}", str(seconds))
+    page = HTMLResponse(login_page(language, _local(next), text), status_code=429)
+    page.headers["Retry-After"] = str(seconds)
+    return page
 
 
 def _local(path: str) -> str:
