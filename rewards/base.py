@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["RewardItem", "Score", "Scorer", "ScorerSpec", "ScoringError", "score_values"]
+__all__ = ["RewardItem", "Score", "Scorer", "ScorerSpec", "ScoringError"]
 
 
 class ScoringError(RuntimeError):
@@ -82,22 +82,3 @@ class Scorer(Protocol):
     spec: ScorerSpec
 
     def score(self, items: Sequence[RewardItem]) -> list[Score]: ...
-
-
-def score_values(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:
-    """``scorer.score(items)`` for a caller that cannot go on without every score.
-
-    Raises:
-        ScoringError: an item failed, or the number of scores is not that of the items.
-    """
-    scores = scorer.score(items)
-    if len(scores) != len(items):
-        raise ScoringError(
-            f"scorer {scorer.spec.name!r} returned {len(scores)} scores for {len(items)} items"
-        )
-    for item, score in zip(items, scores, strict=True):
-        if score.error is not None:
-            raise ScoringError(
-                f"scorer {scorer.spec.name!r} failed on sample {item.sample_id!r}: {score.error}"
-            )
-    return scores

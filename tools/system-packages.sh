@@ -1,8 +1,9 @@
 #!/bin/sh
 # What the tests need from the system and pip cannot bring: a C++ compiler and Python's headers
 # (DeepSpeed builds its CPU operator), Chromium for the browser test, fonts with Chinese and Latin
-# glyphs for its screenshots and for posters, Tesseract to read them. Missing Debian packages are installed as root or through sudo; where neither can
-# be had, one line names them and the exit status is 1.
+# glyphs for its screenshots and for posters, Tesseract to read them. Missing Debian packages are
+# installed as root or through sudo; where neither can be had, one line names them and the exit
+# status is 1.
 set -eu
 
 python=${PYTHON:-python3}

@@ -10,9 +10,8 @@ from rewards.text.distance import edit_distance
 from rewards.text.matching import visible
 from rewards.text.targets import normalise
 
-__all__ = ["CLASSES", "FIGURE_WEIGHT", "class_accuracy", "class_weights", "combine", "is_han"]
+__all__ = ["FIGURE_WEIGHT", "class_accuracy", "class_weights", "combine", "is_han"]
 
-CLASSES = ("han", "latin", "figures")
 FIGURE_WEIGHT = 4.0
 """A number or price counts as so many Chinese characters: it is right or it is wrong."""
 _LETTER_WEIGHT = 0.5
