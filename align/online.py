@@ -34,6 +34,7 @@ from align.trainer import Trainer
 from annotate.records import Prompt
 from rewards.base import RewardItem, Score, Scorer
 from rewards.failures import RewardSource
+from rewards.monitors import HackingAlarm
 
 __all__ = ["train_grpo"]
 
@@ -50,6 +51,7 @@ def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) 
             held-out accuracy is below the gate; names the path.
         PreflightError: the first rollout is not fit to learn from.
         ScoringError: the scorer failed; names the sample.
+        HackingAlarm: the reward's monitor stopped the run; run.json says why.
         OSError: something cannot be written; earlier checkpoints are kept.
     """
     trainer = Trainer(config, "grpo")
@@ -70,7 +72,12 @@ def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) 
     if source.monitor is not None:
         source.monitor.keep_baseline(config.output_dir / f"monitor-{trainer.engine.rank}.json")
     loop = GRPOLoop(config, trainer, source, prompts)
-    return trainer.fit(loop.train_step, resumable_every=config.updates_per_rollout)
+    try:
+        return trainer.fit(loop.train_step, resumable_every=config.updates_per_rollout)
+    except HackingAlarm as alarm:
+        # Each process watches its own rollouts: whichever stops the run says why.
+        trainer.run.update(status="stopped", hacking_alarm=str(alarm))
+        raise
 
 
 def open_reward(

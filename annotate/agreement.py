@@ -76,12 +76,17 @@ def leave_one_out(tasks: Mapping[str, Task], picks: Iterable[Pick], seed: int = 
 
 
 def leave_each_out(
-    tasks: Mapping[str, Task], picks: Iterable[Pick], seed: int = 0
+    tasks: Mapping[str, Task], picks: Iterable[Pick], seed: int = 0, only: str | None = None
 ) -> dict[str, Agreement]:
-    """`leave_one_out` of each annotator alone; those whom no majority can be held against lack."""
+    """`leave_one_out` of each annotator alone; those whom no majority can be held against lack.
+
+    Args:
+        only: the annotator to do it for; None is everybody.
+    """
     agreeing: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for annotator, prompt_id, agrees in _left_out(tasks, picks):
-        agreeing[annotator][prompt_id].append(agrees)
+        if only is None or annotator == only:
+            agreeing[annotator][prompt_id].append(agrees)
     return {name: _estimate(own, seed) for name, own in sorted(agreeing.items())}
 
 

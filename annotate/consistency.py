@@ -140,7 +140,7 @@ def agreement_over_time(
         if len(part) < MIN_WINDOW:
             continue
         about = [pick for mine in part for pick in (mine, *others[mine.task_id])]
-        if agreement := leave_each_out(tasks, about).get(annotator):
+        if agreement := leave_each_out(tasks, about, only=annotator).get(annotator):
             windows.append(Window(times[part[0].id], times[part[-1].id], agreement))
     return windows
 

@@ -22,7 +22,7 @@ from annotate.web.quality import Row
 logger = logging.getLogger(__name__)
 
 KEPT_S = 600.0
-NEWEST = 50_000
+NEWEST = 10_000
 """Answers that agreement, reliability and win rates look at; counts are of all answers."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -168,3 +169,6 @@ def test_an_alarm_of_the_monitor_stops_the_run_with_the_reason(data, untrained_f
     assert rows.keys() == {1}
     assert 0 <= rows[1]["monitor/saturation"] <= 1
     assert (folder / "monitor-0.json").is_file()
+    info = json.loads((folder / "run.json").read_text())
+    assert info["status"] == "stopped"
+    assert info["hacking_alarm"].startswith("rollout 2: images of one prompt differ")

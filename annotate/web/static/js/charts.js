@@ -86,7 +86,7 @@ export function legend(series, look = swatch) {
 }
 
 /** Lines over x. Series: {name, points: [[x, y]]}; told apart by colour and by dashes. */
-export function lineChart({ series, label, xText, size = [460, 220] }) {
+export function lineChart({ series, label, xText, size = [380, 200] }) {
   const [width, height] = size;
   const all = series.flatMap(({ points }) => points);
   if (all.length === 0) return [];
