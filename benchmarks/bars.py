@@ -8,75 +8,19 @@ another name. The part before the first dot is the area, the file under ``result
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
 
-Raw = Mapping[str, Any]
-Formula = Callable[[Raw], float]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One thing that is measured."""
-
-    name: str
-    unit: str
-    meaning: str
-    against: str
-    """What the figure is held against: a limit, a prediction, another program in the same run."""
-    formula: Formula
-    needs: Literal["cpu", "h200"] = "cpu"
-    """The least machine that can measure it."""
-
-    @property
-    def area(self) -> str:
-        return self.name.partition(".")[0]
-
-
-def pick(record: Raw, path: str) -> Any:
-    """The value at dotted ``path`` in nested mappings."""
-    value: Any = record
-    for key in path.split("."):
-        value = value[key]
-    return value
-
-
-def over_reports(combine: Callable[[list[float]], float], path: str, scale: float = 1) -> Formula:
-    """``combine`` over the demo reports of several seeds, of the value at ``path``."""
-    return lambda raw: scale * combine([float(pick(report, path)) for report in raw["reports"]])
-
-
-def median_of(key: str) -> Formula:
-    """The median of the repeated measurements under ``key``."""
-    return lambda raw: float(statistics.median(raw[key]))
-
-
-def percentile_of(key: str, percent: int) -> Formula:
-    """The ``percent``-th percentile (nearest rank) of the measurements under ``key``."""
-
-    def formula(raw: Raw) -> float:
-        ordered = sorted(raw[key])
-        rank = -(-len(ordered) * percent // 100)  # ceiling
-        return float(ordered[max(rank, 1) - 1])
-
-    return formula
-
-
-def ratio_of(numerator: str, denominator: str) -> Formula:
-    """Median of one list of measurements over the median of another from the same run."""
-    return lambda raw: statistics.median(raw[numerator]) / statistics.median(raw[denominator])
-
-
-def rate_of(count: str, seconds: str) -> Formula:
-    """A count over the median of the seconds it took."""
-    return lambda raw: raw[count] / statistics.median(raw[seconds])
-
-
-def gib(key: str) -> Formula:
-    """Bytes under ``key`` in GiB."""
-    return lambda raw: raw[key] / 2**30
-
+from benchmarks.formulas import (
+    Bar,
+    Formula,
+    Raw,
+    median_of,
+    over_reports,
+    percentile_of,
+    pick,
+    rate_of,
+    ratio_of,
+)
+from benchmarks.hopper_bars import HOPPER
 
 CIRCLE = (
     Bar(
@@ -324,109 +268,6 @@ REWARDS = (
     *(bar for name in ("aesthetics", "instruction", "detail") for bar in _reward_bars(name)),
 )
 
-
-def _hopper(name: str, unit: str, meaning: str, against: str, formula: Formula) -> Bar:
-    return Bar(f"hopper.{name}", unit, meaning, against, formula, needs="h200")
-
-
-_SPEEDUP = ratio_of("baseline_ms", "ms")
-
-HOPPER = (
-    _hopper(
-        "dpo_pair_speedup",
-        "x",
-        "DPO pair, 1024 px, 512 text tokens, full depth and parameters, cached reference",
-        "diffusers eager with full checkpointing and a live reference, same run: 1.8",
-        _SPEEDUP,
-    ),
-    _hopper(
-        "dpo_pair_speedup_live_ref",
-        "x",
-        "the same with a live reference",
-        "as above: 1.4",
-        _SPEEDUP,
-    ),
-    _hopper(
-        "useful_rate",
-        "share",
-        "useful matrix rate of that step",
-        "the 8192-cubed bf16 matmul rate of the same run: 0.68",
-        lambda raw: raw["useful_flops"] / statistics.median(raw["seconds"]) / raw["matmul_flops"],
-    ),
-    _hopper(
-        "useful_rate_with_optimizer",
-        "share",
-        "the same with the optimizer step",
-        "as above: 0.60",
-        lambda raw: raw["useful_flops"] / statistics.median(raw["seconds"]) / raw["matmul_flops"],
-    ),
-    _hopper(
-        "peak_gib.no_recompute",
-        "GiB",
-        "peak of full-parameter DPO with a real optimizer step, no matmul computed twice",
-        "at most 118",
-        gib("peak_bytes"),
-    ),
-    _hopper(
-        "peak_gib.full_recompute",
-        "GiB",
-        "the same, all recomputed",
-        "at most 86",
-        gib("peak_bytes"),
-    ),
-    _hopper("peak_gib.adafactor", "GiB", "the same, Adafactor", "at most 48", gib("peak_bytes")),
-    _hopper(
-        "rollout_ips.no_cfg",
-        "images/s",
-        "rollout, 512 px, 10 steps, group of 16, no guidance",
-        "3.2",
-        rate_of("images", "seconds"),
-    ),
-    _hopper("rollout_ips.cfg", "images/s", "with guidance", "1.6", rate_of("images", "seconds")),
-    _hopper(
-        "rollout_vs_diffusers.same_batch",
-        "x",
-        "that rollout",
-        "the diffusers loop at the same batch, same run: 1.2",
-        _SPEEDUP,
-    ),
-    _hopper(
-        "rollout_vs_diffusers.batch1",
-        "x",
-        "that rollout at batch 1",
-        "the diffusers loop, same run: 1.8",
-        _SPEEDUP,
-    ),
-    _hopper(
-        "grpo_ips",
-        "images/s",
-        "full-parameter GRPO step, 512 px, 10 steps, window of 2, no guidance, one card",
-        "1.0",
-        rate_of("images", "seconds"),
-    ),
-    _hopper(
-        "logprob_gap",
-        "nats",
-        "largest difference of a log-probability at rollout and at training",
-        "0",
-        lambda raw: float(raw["max_abs_difference"]),
-    ),
-    _hopper(
-        "kernel_bandwidth_share",
-        "share",
-        "fused kernels' bytes per second",
-        "the copy bandwidth of the same run: 0.8",
-        lambda raw: raw["bytes"] / statistics.median(raw["seconds"]) / raw["copy_bytes_per_s"],
-    ),
-    _hopper(
-        "mixed_length_speedup.1024",
-        "x",
-        "batch of four prompts of 64 to 1024 tokens, 1024 px",
-        "the same padded with a mask, same run: 1.3",
-        _SPEEDUP,
-    ),
-    _hopper("mixed_length_speedup.512", "x", "the same at 512 px", "as above: 1.6", _SPEEDUP),
-)
 
 APP = (
     Bar(

@@ -16,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bars import BARS, Raw
+from benchmarks.bars import BARS
+from benchmarks.formulas import Raw
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (

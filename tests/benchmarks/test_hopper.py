@@ -10,7 +10,7 @@ import torch
 
 from align.mmdit.blocks import BlockSettings
 from benchmarks import hopper
-from benchmarks.bars import HOPPER
+from benchmarks.hopper_bars import HOPPER
 from benchmarks.hopper_bench import TOY, Bench
 
 PARTS = [part for part in hopper.PARTS if part != "kernels"]  # test_kernels has those

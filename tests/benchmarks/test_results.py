@@ -8,7 +8,8 @@ from datetime import datetime
 import pytest
 
 from benchmarks import tables
-from benchmarks.bars import BARS, percentile_of
+from benchmarks.bars import BARS
+from benchmarks.formulas import percentile_of
 from benchmarks.record import FIELDS, RESULTS, record
 
 LINES = [
