@@ -33,6 +33,8 @@ COMMANDS = {
     "sft": "align.commands.sft",
     "dpo": "align.commands.dpo",
     "grpo": "align.commands.grpo",
+    "eval": "align.commands.eval",
+    "compare": "align.commands.compare",
     "pretrain": "align.commands.pretrain",
     "plan": "align.commands.plan",
     "doctor": "align.commands.doctor",

@@ -32,6 +32,7 @@ from align.objective_config import (
 from align.optim_config import OptimizerConfig, Precision
 from annotate.records import Split
 from annotate.settings import Config, ConfigError, dump_config, flatten_config, load_config
+from rewards.scorers.config import ScorerConfig
 
 __all__ = [
     "AutoBetaConfig",
@@ -39,6 +40,9 @@ __all__ = [
     "ConfigError",
     "DPOConfig",
     "DPOObjectiveConfig",
+    "DrawConfig",
+    "EvalConfig",
+    "EvaluatedModelConfig",
     "GRPOConfig",
     "GRPOObjectiveConfig",
     "GenerateConfig",
@@ -296,13 +300,9 @@ class GRPOConfig(TrainConfig):
         return self
 
 
-class GenerateConfig(Config):
-    """``winsome generate``: candidates for prompts."""
+class DrawConfig(Config):
+    """How images are drawn for prompts."""
 
-    model: str = "tiny"
-    """Diffusers pipeline folder, Hub id, or ``tiny``."""
-    lora: Path | None = None
-    """Folder of a LoRA exported by a run."""
     prompts: Path
     """Text lines, or JSONL of `annotate.records.Prompt`, or a snapshot folder."""
     splits: tuple[Split, ...] = tuple(Split)
@@ -324,3 +324,46 @@ class GenerateConfig(Config):
     processes: Positive = 1
     """Worker processes on this machine, when not under ``accelerate launch``."""
     progress: bool = True
+
+
+class GenerateConfig(DrawConfig):
+    """``winsome generate``: candidates for prompts."""
+
+    model: str = "tiny"
+    """Diffusers pipeline folder, Hub id, or ``tiny``."""
+    lora: Path | None = None
+    """Folder of a LoRA exported by a run."""
+
+
+class EvaluatedModelConfig(Config):
+    """One of the models that ``winsome eval`` puts side by side."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Its name in the report, and of its folder."""
+    model: str = "tiny"
+    """Diffusers pipeline folder, Hub id, or ``tiny``."""
+    lora: Path | None = None
+    """Folder of a LoRA exported by a run."""
+
+
+class EvalConfig(DrawConfig):
+    """``winsome eval``: models side by side on the same prompts and noise."""
+
+    models: tuple[EvaluatedModelConfig, ...] = Field(min_length=1)
+    """The first is what the others are compared with."""
+    scorers: tuple[ScorerConfig, ...] = ()
+    """What measures the images."""
+    mix: Path | None = None
+    """A reward mix: its ``evaluation`` scorers measure too, and the reward itself is told beside
+    them, as what models may have been trained on."""
+    shown: Positive = 12
+    """Prompts on the page, one row each."""
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> EvalConfig:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the names of models must differ, got {names}")
+        if not self.scorers and self.mix is None:
+            raise ValueError("give scorers or mix: nothing would be measured")
+        return self

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from align.config import DPOConfig, GenerateConfig, GRPOConfig, SFTConfig
+from align.config import DPOConfig, EvalConfig, GenerateConfig, GRPOConfig, SFTConfig
 from align.demo.config import DemoConfig
 from align.pretrain.config import PretrainConfig
 from annotate.settings import (
@@ -32,6 +32,7 @@ KINDS: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "demo": DemoConfig,
     "generate": GenerateConfig,
+    "eval": EvalConfig,
     "sft": SFTConfig,
     "dpo": DPOConfig,
     "grpo": GRPOConfig,
