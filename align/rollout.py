@@ -150,6 +150,7 @@ def _draw(
             config.num_steps,
             config.guidance_scale,
             negative,
+            config.guidance_in_one_pass,
         )
         return cond, _without_steps(latents.float())
     step_noise = torch.stack(
@@ -167,6 +168,7 @@ def _draw(
         guidance_scale=config.guidance_scale,
         negative=negative,
         sde=config.sde,
+        one_pass=config.guidance_in_one_pass,
     )
     return cond, trajectory
 

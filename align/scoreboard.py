@@ -29,7 +29,7 @@ from align.config import DrawConfig, EvalConfig, GenerateConfig, dump_config
 from align.data.rows import iterate_prompts
 from align.generate import generate
 from annotate.records import Candidate, Prompt
-from rewards.base import RewardItem, Score, Scorer, score_values
+from rewards.base import RewardItem, Score, Scorer, ScoringError
 from rewards.metrics import paired_difference
 
 __all__ = ["describe", "evaluate_models"]
@@ -168,8 +168,19 @@ def _scores(
                         metadata={"category": prompt.category, **prompt.metadata},
                     )
                 )
-            found += score_values(scorer, items)
+            found += _all_scores(scorer, items)
     return found
+
+
+def _all_scores(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:
+    """One score an item: a report with holes where a scorer failed would compare other images."""
+    scores = scorer.score(items)
+    for item, score in zip(items, scores, strict=True):
+        if score.error is not None:
+            raise ScoringError(
+                f"scorer {scorer.spec.name!r} failed on sample {item.sample_id!r}: {score.error}"
+            )
+    return scores
 
 
 def _figures(

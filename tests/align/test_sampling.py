@@ -7,6 +7,7 @@ from diffusers import QwenImagePipeline
 
 from align.mmdit.adapters import image_to_uint8, load_adapter
 from align.mmdit.adapters.qwen_image import pack
+from align.mmdit.blocks import BlockSettings
 from align.sampling import sample, sample_sde
 from align.sde import gaussian_log_prob, sde_step
 
@@ -45,6 +46,28 @@ def test_samples_equal_the_stock_pipelines(tiny_folder, prompts, noise, dtype, g
 def test_guidance_without_a_negative_prompt_is_an_error(adapter, cond, noise):
     with pytest.raises(ValueError, match="needs a negative conditioning"):
         sample(adapter, adapter.transformer, cond, noise, 2, guidance_scale=4.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", ["stock", "joint"])
+def test_guidance_in_one_pass_is_that_of_two(adapter, transformer, cond, noise, blocks):
+    """Half the forward passes, the same numbers: the empty prompt is padded to the longest."""
+    adapter.install_blocks(transformer, BlockSettings(blocks))
+    sizes = []
+    transformer.register_forward_hook(lambda module, args, out: sizes.append(len(out[0])))
+    negative = adapter.encode_prompts([" "]).select([0] * 3)
+    two = sample(adapter, transformer, cond, noise, 3, 4.0, negative)
+    assert sizes == [3] * 6
+    sizes.clear()
+    one = sample(adapter, transformer, cond, noise, 3, 4.0, negative, one_pass=True)
+    assert sizes == [6] * 3
+    assert float((one - two).norm() / two.norm()) < 1e-5
+    step_noise = torch.randn(1, *noise.shape, generator=torch.Generator().manual_seed(0))
+    settings = {"noise_level": 0.7, "sde_steps": [1], "step_noise": step_noise}
+    settings |= {"guidance_scale": 4.0, "negative": negative}
+    two = sample_sde(adapter, transformer, cond, noise, 3, **settings)
+    one = sample_sde(adapter, transformer, cond, noise, 3, **settings, one_pass=True)
+    torch.testing.assert_close(one.latents, two.latents, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from align.scoreboard import describe, evaluate_models
 from annotate.records import Candidate, Outcome
 from annotate.settings import parse_config
 from annotate.store import PreferenceStore, Submission, User
-from rewards.base import RewardItem, Score, ScorerSpec
+from rewards.base import RewardItem, Score, ScorerSpec, ScoringError
 
 
 class Brightness:
@@ -191,6 +191,19 @@ def test_what_cannot_be_evaluated_is_refused(changes, message, tmp_path):
     }
     with pytest.raises(ValueError, match=message):
         parse_config(EvalConfig, settings | changes)
+
+
+class Failing(Brightness):
+    """Reads nothing."""
+
+    def score(self, items: Sequence[RewardItem]) -> list[Score]:
+        return [Score(None, error="unreadable") for _ in items]
+
+
+def test_an_image_that_could_not_be_scored_stops_the_evaluation(evaluated):
+    config, _ = evaluated
+    with pytest.raises(ScoringError, match=r"'brightness' failed on sample '.+': unreadable"):
+        evaluate_models(config, [Failing()])
 
 
 def test_two_scorers_of_one_name_are_refused(evaluated):
