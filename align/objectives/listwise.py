@@ -6,6 +6,7 @@ Both learn from the implicit rewards of Diffusion-DPO, ``r(x) = -(beta / 2) (e(x
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -77,8 +78,24 @@ def plackett_luce(rewards: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, rest - rewards, 0).sum(1)
 
 
+class ListObjective(ABC):
+    """A loss on lists of images, from the errors of the policy and of its reference."""
+
+    @abstractmethod
+    def figures(
+        self, batch: ListBatch, errors: Tensor, reference_errors: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss and figures of each list ``(B,)`` from both models' errors ``(B, K)``."""
+
+    def loss(self, policy: Policy, batch: ListBatch) -> LossOutput:
+        figures = self.figures(
+            batch, list_errors(policy, batch), list_reference_errors(policy, batch)
+        )
+        return mean_output(figures, batch.weights)
+
+
 @dataclass(frozen=True)
-class PlackettLuce:
+class PlackettLuce(ListObjective):
     """Diffusion-DPO on whole lists: the likelihood of what the annotator said about all images.
 
     A best and a worst are chosen in turn, the best by ``softmax(r)`` and the worst of the others by
@@ -108,7 +125,6 @@ class PlackettLuce:
     def figures(
         self, batch: ListBatch, errors: Tensor, reference_errors: Tensor
     ) -> dict[str, Tensor]:
-        """Loss and figures of each list ``(B,)`` from both models' errors ``(B, K)``."""
         rewards = implicit_rewards(errors, reference_errors, self.beta)
         last = (batch.mask.sum(1) - 1)[:, None]
         chosen, rejected = rewards[:, 0], rewards.gather(1, last).squeeze(1)
@@ -129,15 +145,9 @@ class PlackettLuce:
             **by_sigma("error/chosen_delta", delta[:, 0], batch.sigma),
         }
 
-    def loss(self, policy: Policy, batch: ListBatch) -> LossOutput:
-        figures = self.figures(
-            batch, list_errors(policy, batch), list_reference_errors(policy, batch)
-        )
-        return mean_output(figures, batch.weights)
-
 
 @dataclass(frozen=True)
-class KTO:
+class KTO(ListObjective):
     """Kahneman-Tversky optimisation on single images that were liked or not; see
     `preferences.kto`."""
 
@@ -168,9 +178,3 @@ class KTO:
             **by_sigma("loss", losses, batch.sigma),
             **by_sigma("rewards/accuracies", accuracies, batch.sigma),
         }
-
-    def loss(self, policy: Policy, batch: ListBatch) -> LossOutput:
-        figures = self.figures(
-            batch, list_errors(policy, batch), list_reference_errors(policy, batch)
-        )
-        return mean_output(figures, batch.weights)

@@ -112,7 +112,7 @@ class QwenImageAdapter:
         folder = Path(path_or_id)
         if not folder.is_dir():
             folder = Path(DiffusionPipeline.download(str(path_or_id)))
-        classes = {
+        classes: dict[str, Any] = {
             "transformer": QwenImageTransformer2DModel,
             "vae": AutoencoderKLQwenImage,
             "text_encoder": Qwen2_5_VLForConditionalGeneration,
@@ -121,14 +121,14 @@ class QwenImageAdapter:
         for part in parts:
             module = classes[part].from_pretrained(folder / part, dtype=dtype)
             modules[part] = module.to(device).eval().requires_grad_(False)
+        tokenizer = None
+        if "text_encoder" in parts:
+            tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+        scheduler: Any = FlowMatchEulerDiscreteScheduler
         return cls(
-            scheduler_config=_load_config(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
-            vae_config=_load_config(AutoencoderKLQwenImage, folder / "vae"),
-            tokenizer=(
-                Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
-                if "text_encoder" in parts
-                else None
-            ),
+            scheduler_config=scheduler.load_config(folder / "scheduler"),
+            vae_config=classes["vae"].load_config(folder / "vae"),
+            tokenizer=tokenizer,
             folder=folder,
             **modules,
         )
@@ -254,8 +254,7 @@ class QwenImageAdapter:
         """True classifier-free guidance, each token rescaled to its conditional norm."""
         cond, negative = pack(velocity), pack(negative_velocity)
         combined = negative + scale * (cond - negative)
-        cond_norm = torch.norm(cond, dim=-1, keepdim=True)
-        combined_norm = torch.norm(combined, dim=-1, keepdim=True)
+        cond_norm, combined_norm = (torch.norm(v, dim=-1, keepdim=True) for v in (cond, combined))
         return unpack(combined * (cond_norm / combined_norm), velocity.shape[-2:])
 
     def features(
@@ -398,7 +397,3 @@ def _needs_stock_path(vae: AutoencoderKLQwenImage) -> bool:
     """True for tiling and slicing, and in half precision: there a 2-D and a 3-D convolution round
     differently, up to 4/255 in the image, while in float32 both draw the same."""
     return vae.use_tiling or vae.use_slicing or vae.dtype != torch.float32
-
-
-def _load_config(cls: Any, folder: Path) -> dict[str, Any]:
-    return cls.load_config(folder)

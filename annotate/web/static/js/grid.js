@@ -7,14 +7,14 @@ const GAP = 8;
 const WASTE = 0.6; // below this share of the box a whole factor would be too small to judge
 
 /** Size in CSS pixels at which an image of `natural` pixels fills a box without needless blur. */
-export function displayScale(fit, ratio) {
+function displayScale(fit, ratio) {
   if (fit < 1 / ratio) return fit;
   const whole = Math.floor(fit * ratio) / ratio;
   return whole / fit >= WASTE ? whole : fit;
 }
 
 /** The number of columns at which the largest candidate is shown largest. */
-export function bestColumns(count, size, stage, strip, ratio) {
+function bestColumns(count, size, stage, strip, ratio) {
   let best = { columns: 1, scale: -1 };
   for (let columns = 1; columns <= count; columns += 1) {
     const rows = Math.ceil(count / columns);

@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { button, make } from "./dom.js";
 import { LANGUAGES, catalogue, currentLanguage, t } from "./i18n.js";
 
-export const SECTIONS = ["general", "overall", "aesthetics", "instruction", "detail"];
+const SECTIONS = ["general", "overall", "aesthetics", "instruction", "detail"];
 const BUILT_IN_EXAMPLES = ["aesthetics", "instruction", "detail"];
 
 /** The texts that come with Winsome, for a first version to start from. */

@@ -6,7 +6,7 @@ import { Settings } from "./settings.js";
 const system = window.matchMedia("(prefers-color-scheme: dark)");
 const settings = new Settings();
 
-export function currentTheme() {
+function currentTheme() {
   const wanted = settings.get("theme");
   return wanted === "auto" ? (system.matches ? "dark" : "light") : wanted;
 }
