@@ -199,6 +199,7 @@ class Circle:
             folder = self._draw(f"evaluation/{name}", model, prompts, self.config.test_images)
             readings[name] = measure(prompts, read_candidates(folder), folder / "images")
             say(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in readings[name].means().items()))
+        self._share_samples(list(models))
         baselines = {name: readings[name] for name in ("sft", "sft_continued")}
         compared = {
             name: compare(readings[name], baselines, self.config.seed) for name in ("dpo", "grpo")
@@ -219,6 +220,17 @@ class Circle:
             "headroom_closed": {k: c["headroom_closed"] for k, c in compared.items()},
             "win_rate": asdict(self._win_rate("grpo", "sft")),
         }
+
+    def _share_samples(self, models: list[str]) -> None:
+        """Let each run's page in the studio show what every model drew of the held-out prompts."""
+        for run in self.runs.values():
+            samples = run.folder / "samples"
+            samples.mkdir(exist_ok=True)
+            for number, name in enumerate(models):
+                link = samples / f"{number}-{name}"
+                if not link.is_symlink():
+                    drawn = (self.folder / "evaluation" / name).resolve()
+                    link.symlink_to(os.path.relpath(drawn, samples.resolve()), True)
 
     def leave_open_tasks(self) -> None:
         """Tasks for a person, and an account to label them with, for ``winsome serve``."""

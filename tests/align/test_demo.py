@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from align.demo.circle import run_demo
+from align.demo.circle import MODELS, run_demo
 from align.demo.config import DemoConfig
 from annotate.records import Question
 from annotate.settings import load_config
 from annotate.store import PreferenceStore
+from annotate.web.samples import grid, sample_image
 
 SMALL = [
     "train_prompts=12", "validation_prompts=10", "test_prompts=10", "test_images=1",
@@ -62,6 +63,12 @@ def test_the_studio_has_work_for_a_person_and_the_runs(demo):
     assert {"sft", "sft_continued", "reward", "dpo", "grpo"} <= runs.keys()
     digest = json.loads((demo.folder / "report.json").read_text())["snapshot_digest"]
     assert runs["dpo"].snapshot_digest == runs["reward"].snapshot_digest == digest
+    shown = grid(runs["dpo"])  # every model, on the held-out prompts
+    assert [name.split("-")[1] for name in shown["sets"]] == ["base", *MODELS[1:]]
+    assert shown["all_rows"] == 10
+    assert all(None not in row["images"] for row in shown["rows"])
+    first = shown["rows"][0]["images"][0]
+    assert sample_image(runs["grpo"], shown["sets"][0], first).is_file()
     store.close()
 
 
