@@ -10,9 +10,10 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from annotate.snapshot import json_line
 from annotate.store import PreferenceStore
@@ -26,12 +27,18 @@ NEWEST = 10_000
 """Answers that agreement, reliability and win rates look at; counts are of all answers."""
 
 
+COUNTED = ("days", "outcomes", "people")
+"""Tables of counts: of all answers."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """Tables by name, with what they are made of."""
 
     digest: str
     """SHA-256 of the answers that were looked at."""
+    counts_digest: str
+    """SHA-256 of the counts, which `COUNTED` are made of."""
     made_at: datetime
     seconds: float
     """What making them took."""
@@ -40,6 +47,10 @@ class Figures:
     totals: Mapping[str, int]
     """Of the whole store: answers, slots still to fill, tasks, prompts."""
     tables: Mapping[str, list[Row]]
+
+    def digest_of(self, table: str) -> str:
+        """What names the numbers of a table."""
+        return self.counts_digest if table in COUNTED else self.digest
 
 
 class FigureCache:
@@ -99,7 +110,6 @@ def make_figures(store: PreferenceStore, newest: int = NEWEST) -> Figures:
     events = store.label_events(newest=newest)
     counts = store.answer_counts()
     status = store.status()
-    lines = sorted(json_line(pick.model_dump(mode="json")) for pick in judged.picks)
     tables = {
         "days": throughput.day_rows(counts),
         "outcomes": throughput.outcome_rows(counts),
@@ -114,7 +124,8 @@ def make_figures(store: PreferenceStore, newest: int = NEWEST) -> Figures:
         "blind": quality.blind_rows(judged),
     }
     return Figures(
-        digest=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        digest=_digest(pick.model_dump(mode="json") for pick in judged.picks),
+        counts_digest=_digest(map(asdict, counts)),
         made_at=datetime.now(UTC),
         seconds=round(time.monotonic() - start, 3),
         answers=len(judged.picks),
@@ -126,3 +137,8 @@ def make_figures(store: PreferenceStore, newest: int = NEWEST) -> Figures:
         },
         tables=tables,
     )
+
+
+def _digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The same in whatever order the rows come."""
+    return hashlib.sha256("\n".join(sorted(map(json_line, rows))).encode()).hexdigest()

@@ -70,9 +70,10 @@ def review_api_routes(store: PreferenceStore, cache: FigureCache) -> APIRouter:
         found = cache.figures()
         if name not in found.tables:
             raise NotFoundError(f"no table {name!r}; there are {', '.join(found.tables)}")
+        digest = found.digest_of(name)
         headers = {
-            "Content-Disposition": f'attachment; filename="{name}-{found.digest[:12]}.csv"',
-            "X-Winsome-Digest": found.digest,
+            "Content-Disposition": f'attachment; filename="{name}-{digest[:12]}.csv"',
+            "X-Winsome-Digest": digest,
             "X-Winsome-Made-At": found.made_at.isoformat(timespec="seconds"),
         }
         return Response(to_csv(found.tables[name]), media_type="text/csv", headers=headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, HTTPException, Query
@@ -50,8 +51,10 @@ def run_api_routes(store: PreferenceStore) -> APIRouter:
         curves = runs.read_curves(found)
         return {
             **found.model_dump(mode="json", exclude={"folder"}),
+            "is_there": Path(found.folder).is_dir(),
             "charts": runs.charts(curves),
             "alarms": [asdict(alarm) for alarm in runs.alarms(found, curves)],
+            "is_watched": runs.is_watched(curves),
             "reliability": runs.reliability(found),
             "grid": samples.grid(found),
             "may_send": user.role in BLIND_SENDERS,

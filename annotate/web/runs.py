@@ -140,6 +140,11 @@ def alarms(run: Run, curves: Curves) -> list[Alarm]:
     return found
 
 
+def is_watched(curves: Curves) -> bool:
+    """Whether a monitor, or an objective's own alarm, looked at this run at all."""
+    return any(name.startswith("monitor/") or name == "error/chosen_delta" for name in curves)
+
+
 def _change(points: list[tuple[int, float]]) -> float | None:
     """Mean of the last fifth less that of the first; None for fewer than ten points."""
     part = len(points) // 5

@@ -148,7 +148,7 @@ def test_an_engineer_reads_a_run_and_sends_its_samples_out_blind(browser, url, s
     assert serious(page) == []
     page.get_by_role("link", name=HOSTILE_RUN).click()
     expect(page.locator("h1")).to_have_text(HOSTILE_RUN)
-    expect(page.get_by_text(EN["run.no_curves"])).to_be_visible()
+    expect(page.get_by_text(EN["run.gone"])).to_be_visible()
     assert page.title() == f"{HOSTILE_RUN} · Winsome"
     page.go_back()
     page.get_by_role("link", name=RUN).click()

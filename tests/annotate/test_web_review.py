@@ -117,6 +117,7 @@ def test_alarms_are_read_from_what_the_run_wrote(tmp_path):
     info = {"chosen_alarm": {"step": 4, "rise": 0.12, "limit": 0.1}, "steps": 9,
             "hacking_alarm": "rollout 9: grid_8 has drifted"}  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(info))
+    assert runs.is_watched(runs.read_curves(run))
     found = runs.alarms(run, runs.read_curves(run))
     assert [(a.kind, a.step, a.detail) for a in found] == [
         ("stopped", 9, "rollout 9: grid_8 has drifted"),
@@ -127,6 +128,7 @@ def test_alarms_are_read_from_what_the_run_wrote(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "run.json").write_text("torn {")
     assert runs.alarms(run, {}) == []
+    assert not runs.is_watched({"reward": [(1, 0.5)]})
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ export function ticks(low, high, count = 5) {
   const step = [1, 2, 5, 10].map((unit) => unit * power).find((size) => size >= rough);
   const found = [];
   for (let at = Math.ceil(low / step); at * step <= high * (1 + 1e-12); at += 1) {
-    found.push(at * step);
+    found.push(at * step || 0); // not -0
   }
   return found;
 }

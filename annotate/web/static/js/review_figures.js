@@ -8,6 +8,7 @@ import { ageOf, figure, nothing, number, share, short, table } from "./review_ta
 
 const QUESTIONS = ["overall", "aesthetics", "instruction", "detail"];
 const OUTCOMES = ["picked", "all_bad", "all_equal", "skip", "flag", "cannot_judge"];
+const COUNTED = ["days", "outcomes", "people"]; // of all answers, the others of the newest
 const SHOWN_DAYS = 60;
 const MAKING_S = 600; // a large studio's figures take minutes
 
@@ -21,6 +22,20 @@ function age(data) {
   return parts.join(" ");
 }
 
+const sourceOf = (data, name) =>
+  COUNTED.includes(name)
+    ? t("review.counted", { digest: short(data.counts_digest), count: number(data.totals.answers) })
+    : t("review.source", { digest: short(data.digest), count: number(data.answers) });
+
+/** A model version is often a path: its end says enough, the rest is in the title and the CSV. */
+function modelName(key) {
+  const cell = (row) => {
+    const parts = row[key].split("/").filter(Boolean);
+    return make("span", { text: parts.slice(-2).join("/"), title: row[key] });
+  };
+  return column(key, cell, false);
+}
+
 /** A figure of one table, with its CSV and the answers that it is made of. */
 function of(data, name, body, options = {}) {
   return figure(
@@ -28,7 +43,7 @@ function of(data, name, body, options = {}) {
       title: t(`figure.${name}`),
       note: t(`note.${name}`),
       csv: `/api/review/figures/${name}.csv`,
-      source: t("review.source", { digest: short(data.digest), count: number(data.answers) }),
+      source: sourceOf(data, name),
       ...options,
     },
     ...[body].flat(),
@@ -201,11 +216,11 @@ function driftFigure(data) {
     points.push([new Date(row.to).getTime(), row.value]);
     people.set(row.annotator, points);
   }
-  if (people.size === 0) return of(data, "drift", nothing("review.no_overlap"), { wide: true });
+  if (people.size === 0) return of(data, "drift", nothing("review.no_overlap"));
   const series = [...people].map(([annotator, points]) => ({ name: annotator, points }));
   const xText = (time) => new Date(time).toISOString().slice(0, 10);
-  const chart = lineChart({ series, label: t("figure.drift"), xText, size: [940, 240] });
-  return of(data, "drift", chart, { wide: true });
+  const chart = lineChart({ series, label: t("figure.drift"), xText });
+  return of(data, "drift", chart);
 }
 
 export const quality = {
@@ -228,7 +243,7 @@ function standingsFigure(data) {
   const ends = rows.flatMap((row) => [row.low, row.high]);
   const range = { low: Math.min(-0.1, ...ends), high: Math.max(0.1, ...ends), zero: 0 };
   const columns = [
-    name("model"),
+    modelName("model"),
     ...measured("strength", "low", "high", range),
     ratio("win rate"),
     plain("comparisons"),
@@ -240,8 +255,8 @@ function blindFigure(data) {
   const rows = data.tables.blind;
   if (rows.length === 0) return of(data, "blind", nothing("review.no_blind"), { wide: true });
   const columns = [
-    name("first"),
-    name("second"),
+    modelName("first"),
+    modelName("second"),
     ...measured("win rate", "low", "high", { low: 0, high: 1, zero: 0.5 }),
     plain("answers"),
     plain("prompts"),

@@ -113,7 +113,10 @@ function facts(run) {
 }
 
 function alarmList(run) {
-  if (run.alarms.length === 0) return make("p", { class: "rv-quiet", text: t("alarm.none") });
+  if (run.alarms.length === 0) {
+    const text = t(run.is_watched ? "alarm.none" : "alarm.unwatched");
+    return make("p", { class: "rv-quiet", text });
+  }
   const line = ({ kind, step, detail }) => {
     const at = step === null ? "" : ` · ${t("alarm.step", { step: number(step) })}`;
     return make("li", {}, make("b", { text: t(`alarm.${kind}`) }), `${at}${detail ? `: ${detail}` : ""}`);
@@ -157,6 +160,7 @@ function reliabilityFigure(run) {
 
 function renderRun(run) {
   const back = make("p", {}, make("a", { href: "#runs", text: t("run.all") }));
+  if (!run.is_there) return [back, facts(run), make("p", { class: "rv-fault", text: t("run.gone") })];
   const charts = chartFigures(run);
   const more = charts.at(-1)?.matches("details") ? charts.pop() : null;
   return [
@@ -165,7 +169,7 @@ function renderRun(run) {
     alarmList(run),
     ...(charts.length > 0 ? charts : [nothing("run.no_curves")]),
     ...reliabilityFigure(run),
-    ...makeGrid(run, sourceOf(run)),
+    ...(run.kind === "reward" ? [] : makeGrid(run, sourceOf(run))),
     ...(more ? [more] : []),
   ];
 }
