@@ -6,10 +6,11 @@ R. A. Bradley and M. E. Terry, "Rank analysis of incomplete block designs" (Biom
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +41,38 @@ class Standing:
     win_rate: float
     """Share of its comparisons that it won, a tie being half."""
     n_comparisons: int
+    n_wins: int
+    n_losses: int
+    n_ties: int
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One model version against one other."""
+
+    model: str
+    against: str
+    n_wins: int
+    n_losses: int
+    n_ties: int
+    n_prompts: int
+    win_rate: float
+    """Mean over prompts of the share that ``model`` won of its comparisons, a tie being half."""
+    ci_low: float
+    """Of the 95 % interval over prompts (`wilson`)."""
+    ci_high: float
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """How often each version was preferred to each other, prompt by prompt."""
+
+    models: list[str]
+    """M of them, sorted."""
+    wins: Floats
+    """(P, M, M): of P prompts, how often i was preferred to j."""
+    ties: Floats
+    """(P, M, M), symmetric: how often neither was."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +129,14 @@ def bradley_terry(wins: ArrayLike, prior_precision: float = 0.0) -> Floats:
     )
 
 
-def standings(
-    tasks: Mapping[str, Task],
-    candidates: Mapping[str, Candidate],
-    picks: Iterable[Pick],
-    seed: int = 0,
-) -> list[Standing]:
-    """The model versions that ``picks`` compared, by the lower end of their strength's interval.
+def compare(
+    tasks: Mapping[str, Task], candidates: Mapping[str, Candidate], picks: Iterable[Pick]
+) -> Comparisons:
+    """The comparisons between model versions that ``picks`` made.
 
     Every pair of candidates that a pick orders (`annotate.pairs.implied_all`) or calls equal counts
     where two versions drew them. Candidates of unknown origin are left out, as are skips, flags and
-    all-bad answers. The interval draws whole prompts: pairs of one prompt hang together.
+    all-bad answers.
     """
     model_of = {c.id: c.generation.model for c in candidates.values() if c.generation}
     counted: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
@@ -117,15 +147,64 @@ def standings(
             if first and second and first != second:
                 counted[task.prompt_id].append((first, second, won))
     names = sorted({name for rows in counted.values() for row in rows for name in row[:2]})
-    if not names:
-        return []
     index = {name: i for i, name in enumerate(names)}
-    per_prompt = np.zeros((len(counted), len(names), len(names)))
+    wins, ties = np.zeros((2, len(counted), len(names), len(names)))
     for prompt, rows in enumerate(counted.values()):
         for first, second, won in rows:
-            per_prompt[prompt, index[first], index[second]] += won
-            per_prompt[prompt, index[second], index[first]] += 1 - won
-    return _rank(names, per_prompt, seed)
+            i, j = index[first], index[second]
+            if won == 0.5:
+                ties[prompt, [i, j], [j, i]] += 1
+            else:
+                wins[prompt, i, j] += 1
+    return Comparisons(names, wins, ties)
+
+
+def standings(
+    tasks: Mapping[str, Task],
+    candidates: Mapping[str, Candidate],
+    picks: Iterable[Pick],
+    seed: int = 0,
+) -> list[Standing]:
+    """The model versions that ``picks`` compared, by the lower end of their strength's interval.
+
+    The interval draws whole prompts: pairs of one prompt hang together.
+    """
+    found = compare(tasks, candidates, picks)
+    return _rank(found, seed) if found.models else []
+
+
+def pairings(
+    tasks: Mapping[str, Task], candidates: Mapping[str, Candidate], picks: Iterable[Pick]
+) -> list[Pairing]:
+    """Every two model versions that ``picks`` compared, both ways round."""
+    found = compare(tasks, candidates, picks)
+    rows = []
+    for i, j in permutations(range(len(found.models)), 2):
+        wins, losses, ties = found.wins[:, i, j], found.wins[:, j, i], found.ties[:, i, j]
+        games = wins + losses + ties
+        compared = games > 0
+        if not compared.any():
+            continue
+        rate = float(((wins + ties / 2)[compared] / games[compared]).mean())
+        prompts = int(compared.sum())
+        low, high = wilson(rate, prompts)
+        counts = (int(wins.sum()), int(losses.sum()), int(ties.sum()))
+        rows.append(Pairing(found.models[i], found.models[j], *counts, prompts, rate, low, high))
+    return rows
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of ``trials`` independent trials.
+
+    E. B. Wilson, "Probable inference" (JASA 1927). It keeps its width where all was won or lost. A
+    trial may be a mean in [0, 1], such as a prompt's: its variance is at most a coin's, and so the
+    interval is rather too wide than too narrow.
+    """
+    squared = 1.959963984540054**2
+    centre = (share + squared / (2 * trials)) / (1 + squared / trials)
+    spread = math.sqrt(squared * (share * (1 - share) + squared / (4 * trials)) / trials)
+    half = spread / (1 + squared / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def blind_win_rates(
@@ -182,9 +261,11 @@ def _comparisons(task: Task, pick: Pick) -> list[tuple[int, int, float]]:
     return []
 
 
-def _rank(names: list[str], per_prompt: Floats, seed: int) -> list[Standing]:
+def _rank(compared: Comparisons, seed: int) -> list[Standing]:
+    per_prompt = compared.wins + compared.ties / 2
     wins = per_prompt.sum(0)
     games = wins.sum(1) + wins.sum(0)
+    won, tied = compared.wins.sum(0), compared.ties.sum(0)
 
     def centred(counts: Floats) -> Floats:
         strengths = bradley_terry(counts, PRIOR_PRECISION)
@@ -203,7 +284,10 @@ def _rank(names: list[str], per_prompt: Floats, seed: int) -> list[Standing]:
             ci_high=float(high[i]),
             win_rate=float(wins[i].sum() / games[i]),
             n_comparisons=round(games[i]),
+            n_wins=int(won[i].sum()),
+            n_losses=int(won[:, i].sum()),
+            n_ties=int(tied[i].sum()),
         )
-        for i, name in enumerate(names)
+        for i, name in enumerate(compared.models)
     ]
     return sorted(found, key=lambda standing: (-standing.ci_low, standing.model))

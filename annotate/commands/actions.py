@@ -29,3 +29,9 @@ def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action]) 
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         action.add_arguments(subparser)
+
+
+def add_studio_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which studio."""
+    parser.add_argument("studio", help="folder of the studio, or a database URL")
+    parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")

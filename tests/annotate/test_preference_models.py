@@ -9,7 +9,7 @@ import pytest
 from annotate.plackett_luce import Choices, best_worst_choices, fit, ranking_choices
 from annotate.records import Candidate, Generation, Pick, Task
 from annotate.reliability import annotator_reliability
-from annotate.win_rates import bradley_terry, standings
+from annotate.win_rates import bradley_terry, pairings, standings, wilson
 
 
 def test_plackett_luce_is_that_of_choix():
@@ -140,3 +140,40 @@ def test_versions_are_ranked_by_what_is_certain():
     assert by_model["lucky"].strength > by_model["sft"].strength
     assert by_model["dpo"].ci_low > by_model["sft"].ci_high
     assert standings(tasks, {}, picks) == []
+    assert (by_model["sft"].n_wins, by_model["sft"].n_losses, by_model["sft"].n_ties) == (29, 72, 2)
+    pairs = {(row.model, row.against): row for row in pairings(tasks, candidates, picks)}
+    assert pairs.keys() == {("dpo", "sft"), ("sft", "dpo"), ("lucky", "sft"), ("sft", "lucky")}
+    ours, theirs = pairs["dpo", "sft"], pairs["sft", "dpo"]
+    assert (ours.n_wins, ours.n_losses, ours.n_ties, ours.n_prompts) == (70, 28, 2, 100)
+    assert (ours.win_rate, theirs.win_rate) == (0.71, pytest.approx(0.29))
+    assert (theirs.ci_low, theirs.ci_high) == pytest.approx((1 - ours.ci_high, 1 - ours.ci_low))
+    assert ours.ci_low > 0.5 > pairs["lucky", "sft"].ci_low
+
+
+@pytest.mark.parametrize(
+    ("won", "trials", "low", "high"),
+    # R. G. Newcombe, "Two-sided confidence intervals for the single proportion" (1998), method 3.
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_s_interval_equals_the_published_one(won, trials, low, high):
+    assert wilson(won / trials, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_a_prompt_counts_once_however_often_it_was_compared():
+    ids = ("x", "y")
+    candidates = {"x": drawn_by("dpo", "x"), "y": drawn_by("sft", "y")}
+    tasks, picks = {}, []
+    for prompt, answers in {"often": [0] * 99, "once": [1]}.items():
+        for number, win in enumerate(answers):
+            name = f"{prompt}{number}"
+            tasks[name] = Task(id=name, prompt_id=prompt, candidate_ids=ids)
+            picks.append(
+                Pick(id=name, task_id=name, annotator="a", outcome="picked", win=win, lose=1 - win)
+            )
+    row, _ = pairings(tasks, candidates, picks)
+    assert (row.n_wins, row.n_losses, row.n_prompts, row.win_rate) == (99, 1, 2, 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
@@ -11,22 +10,7 @@ import pytest
 from studio import answer
 from test_imports import write_folder
 
-from align.cli import main
 from annotate.store import PreferenceStore
-
-
-@pytest.fixture
-def winsome(tmp_path, monkeypatch, capsys):
-    """Runs a command line in a folder of its own; returns (status, output, errors)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(line: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        status = main(line.split())
-        done = capsys.readouterr()
-        return status, done.out, done.err
-
-    return call
 
 
 def test_from_an_empty_folder_to_pairs(winsome, tmp_path):
