@@ -202,7 +202,7 @@ def storm(
         folder = Path(name)
         # Forked from a server that has imported everything: a new process costs milliseconds.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.store"])
+        context.set_forkserver_preload(["annotate.store"])
 
         def launch(index: int, life: int) -> Any:
             arguments = (location, images, users[index::processes], str(folder / f"{index}"), life)
