@@ -50,8 +50,21 @@ class DisputeQueue:
 def review_api_routes(store: PreferenceStore, cache: FigureCache) -> APIRouter:
     """The guard lets nobody below a reviewer come here."""
     router = APIRouter(prefix="/api/review")
-    queue = DisputeQueue(store)
+    _add_figures(router, cache)
+    _add_disputes(router, store)
 
+    @router.get("/snapshots")
+    def snapshots() -> list[dict[str, Any]]:
+        """The snapshots that were cut here, newest first; not where they lie."""
+        return [
+            {"digest": each.digest, "counts": each.counts, "created_at": each.created_at}
+            for each in store.snapshots()
+        ]
+
+    return router
+
+
+def _add_figures(router: APIRouter, cache: FigureCache) -> None:
     def answer(found: Figures) -> dict[str, Any]:
         return {**asdict(found), "is_renewing": cache.is_renewing, "fault": cache.fault}
 
@@ -77,6 +90,10 @@ def review_api_routes(store: PreferenceStore, cache: FigureCache) -> APIRouter:
             "X-Winsome-Made-At": found.made_at.isoformat(timespec="seconds"),
         }
         return Response(to_csv(found.tables[name]), media_type="text/csv", headers=headers)
+
+
+def _add_disputes(router: APIRouter, store: PreferenceStore) -> None:
+    queue = DisputeQueue(store)
 
     @router.get("/disputes")
     def disputes(
@@ -120,13 +137,3 @@ def review_api_routes(store: PreferenceStore, cache: FigureCache) -> APIRouter:
     @router.get("/reviews.csv")
     def reviews() -> Response:
         return Response(to_csv(store.reviews()), media_type="text/csv")
-
-    @router.get("/snapshots")
-    def snapshots() -> list[dict[str, Any]]:
-        """The snapshots that were cut here, newest first; not where they lie."""
-        return [
-            {"digest": each.digest, "counts": each.counts, "created_at": each.created_at}
-            for each in store.snapshots()
-        ]
-
-    return router

@@ -38,6 +38,7 @@ class BlindRequest(Record):
 def run_api_routes(store: PreferenceStore) -> APIRouter:
     """The guard lets nobody below a reviewer come here."""
     router = APIRouter(prefix="/api/review")
+    _add_tables(router, store)
 
     @router.get("/runs")
     def all_runs() -> list[dict[str, Any]]:
@@ -60,28 +61,41 @@ def run_api_routes(store: PreferenceStore) -> APIRouter:
             "may_send": user.role in BLIND_SENDERS,
         }
 
-    def side_by_side(
-        run: tuple[str, ...], metric: str
-    ) -> tuple[list[str], str, list[dict[str, Any]]]:
-        """Every metric that one of the runs has, the chosen one, and its curve in each run."""
-        found = {run_id: runs.read_curves(store.run(run_id)) for run_id in run}
-        metrics = sorted({name for curves in found.values() for name in curves})
-        first = next((m for m in runs.LOOKED_AT_MOST if m in metrics), "")
-        chosen = metric if metric in metrics else first or next(iter(metrics), "")
-        curves = [{"name": run_id, "points": of.get(chosen, [])} for run_id, of in found.items()]
-        return metrics, chosen, curves
-
     @router.get("/curves")
     def compared(run: RunIds = (), metric: str = "") -> dict[str, Any]:
         """One metric of several runs; the one looked at most where none is named."""
-        metrics, chosen, curves = side_by_side(run, metric)
+        metrics, chosen, curves = _side_by_side(store, run, metric)
         series = [{**each, "points": runs.thinned(each["points"])} for each in curves]
         return {"metrics": metrics, "metric": chosen, "series": series}
+
+    @router.get("/run/image")
+    def image(run: RunId, set: str, image: str) -> Response:
+        """A sample, without anything that says where it comes from."""
+        data = samples.sample_image(store.run(run), set, image).read_bytes()
+        return Response(
+            strip_metadata(data), media_type="image/png", headers={"Cache-Control": MEDIA_CACHE}
+        )
+
+    @router.post("/run/blind")
+    def blind(user: CurrentUser, asked: Annotated[BlindRequest, Body()]) -> dict[str, int]:
+        """Put two checkpoints' samples before annotators as blind tasks of two."""
+        if user.role not in BLIND_SENDERS:
+            raise HTTPException(403, "role")
+        tasks, same = samples.send_blind(
+            store, store.run(asked.run), asked.first, asked.second, asked.annotators, asked.question
+        )
+        return {"tasks": len(tasks), "same": same}
+
+    return router
+
+
+def _add_tables(router: APIRouter, store: PreferenceStore) -> None:
+    """What the run pages show, as CSV."""
 
     @router.get("/curves.csv")
     def compared_csv(run: RunIds = (), metric: str = "") -> Response:
         """The same, every point."""
-        _, chosen, curves = side_by_side(run, metric)
+        _, chosen, curves = _side_by_side(store, run, metric)
         rows = [
             {"run": each["name"], "step": step, "metric": chosen, "value": value}
             for each in curves
@@ -117,25 +131,17 @@ def run_api_routes(store: PreferenceStore) -> APIRouter:
         rows: list[Row] = [dict(zip(names, row, strict=True)) for row in found["bins"]]
         return Response(to_csv(rows), media_type="text/csv", headers=_attachment("reliability"))
 
-    @router.get("/run/image")
-    def image(run: RunId, set: str, image: str) -> Response:
-        """A sample, without anything that says where it comes from."""
-        data = samples.sample_image(store.run(run), set, image).read_bytes()
-        return Response(
-            strip_metadata(data), media_type="image/png", headers={"Cache-Control": MEDIA_CACHE}
-        )
 
-    @router.post("/run/blind")
-    def blind(user: CurrentUser, asked: Annotated[BlindRequest, Body()]) -> dict[str, int]:
-        """Put two checkpoints' samples before annotators as blind tasks of two."""
-        if user.role not in BLIND_SENDERS:
-            raise HTTPException(403, "role")
-        tasks, same = samples.send_blind(
-            store, store.run(asked.run), asked.first, asked.second, asked.annotators, asked.question
-        )
-        return {"tasks": len(tasks), "same": same}
-
-    return router
+def _side_by_side(
+    store: PreferenceStore, run: tuple[str, ...], metric: str
+) -> tuple[list[str], str, list[dict[str, Any]]]:
+    """Every metric that one of the runs has, the chosen one, and its curve in each run."""
+    found = {run_id: runs.read_curves(store.run(run_id)) for run_id in run}
+    metrics = sorted({name for curves in found.values() for name in curves})
+    first = next((m for m in runs.LOOKED_AT_MOST if m in metrics), "")
+    chosen = metric if metric in metrics else first or next(iter(metrics), "")
+    curves = [{"name": run_id, "points": of.get(chosen, [])} for run_id, of in found.items()]
+    return metrics, chosen, curves
 
 
 def _attachment(name: str) -> dict[str, str]:
