@@ -75,21 +75,6 @@ class Comparisons:
     """(P, M, M), symmetric: how often neither was."""
 
 
-@dataclass(frozen=True)
-class BlindWinRate:
-    """How often one model version was preferred to another by who did not know which was which."""
-
-    first: str
-    second: str
-    rate: float
-    """Mean over prompts of the share that ``first`` won, a tie being half."""
-    ci_low: float
-    """Of the 95 % interval, from drawing prompts again."""
-    ci_high: float
-    n_answers: int
-    n_prompts: int
-
-
 def bradley_terry(wins: ArrayLike, prior_precision: float = 0.0) -> Floats:
     """(M,) strengths of highest posterior, mean zero; by Newton's method.
 
@@ -205,50 +190,6 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
     spread = math.sqrt(squared * (share * (1 - share) + squared / (4 * trials)) / trials)
     half = spread / (1 + squared / trials)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def blind_win_rates(
-    tasks: Mapping[str, Task],
-    candidates: Mapping[str, Candidate],
-    picks: Iterable[Pick],
-    seed: int = 0,
-) -> list[BlindWinRate]:
-    """Every two model versions that tasks of kind `BLIND` set against each other, by their names.
-
-    Such a task shows one candidate of each. Skips, flags and all-bad answers say nothing here.
-    """
-    model_of = {c.id: c.generation.model for c in candidates.values() if c.generation}
-    shares: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for pick in picks:
-        task = tasks[pick.task_id]
-        if task.kind != BLIND or len(task.candidate_ids) != 2:
-            continue
-        models = [model_of.get(candidate_id) for candidate_id in task.candidate_ids]
-        if not models[0] or not models[1] or models[0] == models[1]:
-            continue
-        for a, b, won in _comparisons(task, pick):
-            first, second = models[a], models[b]
-            assert first
-            assert second
-            ordered = (first, second) if first < second else (second, first)
-            shares[ordered][task.prompt_id].append(won if ordered[0] == first else 1 - won)
-    return [_blind(pair, by_prompt, seed) for pair, by_prompt in sorted(shares.items())]
-
-
-def _blind(pair: tuple[str, str], by_prompt: Mapping[str, list[float]], seed: int) -> BlindWinRate:
-    means = np.array([np.mean(own) for _, own in sorted(by_prompt.items())])
-    count = len(means)
-    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, DRAWS)
-    low, high = np.quantile(drawn @ means / count, [0.025, 0.975])
-    return BlindWinRate(
-        first=pair[0],
-        second=pair[1],
-        rate=float(means.mean()),
-        ci_low=float(low),
-        ci_high=float(high),
-        n_answers=sum(len(own) for own in by_prompt.values()),
-        n_prompts=count,
-    )
 
 
 def _comparisons(task: Task, pick: Pick) -> list[tuple[int, int, float]]:

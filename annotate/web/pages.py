@@ -32,7 +32,7 @@ _HEAD = """
 # In the order of the cascade: what adapts to narrow screens comes last.
 _SHEETS = {
     "/annotate": ("tokens", "canvas", "top", "stage", "dialogs", "narrow"),
-    "/review": ("tokens", "review", "review_work"),
+    "/review": ("tokens", "review_charts", "review", "review_work"),
 }
 # Cards for social networks with addresses elsewhere, and a manifest that is not served.
 _UNWANTED = re.compile(

@@ -25,7 +25,7 @@ from annotate.consistency import (
 from annotate.reliability import annotator_reliability
 from annotate.schema import Pick
 from annotate.store import Judged, PreferenceStore
-from annotate.win_rates import blind_win_rates, standings
+from annotate.win_rates import BLIND, pairings, standings
 
 Row = dict[str, Any]
 
@@ -162,18 +162,22 @@ def standing_rows(judged: Judged) -> list[Row]:
 
 
 def blind_rows(judged: Judged) -> list[Row]:
-    """Every two model versions that blind comparisons set against each other."""
+    """Every two model versions that blind tasks set against each other, by their names."""
+    picks = [pick for pick in judged.picks if judged.tasks[pick.task_id].kind == BLIND]
     return [
         {
-            "first": row.first,
-            "second": row.second,
-            "win rate": round(row.rate, 3),
+            "first": row.model,
+            "second": row.against,
+            "win rate": round(row.win_rate, 3),
             "low": round(row.ci_low, 3),
             "high": round(row.ci_high, 3),
-            "answers": row.n_answers,
+            "wins": row.n_wins,
+            "losses": row.n_losses,
+            "ties": row.n_ties,
             "prompts": row.n_prompts,
         }
-        for row in blind_win_rates(judged.tasks, judged.candidates, judged.picks)
+        for row in pairings(judged.tasks, judged.candidates, picks)
+        if row.model < row.against
     ]
 
 

@@ -258,7 +258,9 @@ function blindFigure(data) {
     modelName("first"),
     modelName("second"),
     ...measured("win rate", "low", "high", { low: 0, high: 1, zero: 0.5 }),
-    plain("answers"),
+    plain("wins"),
+    plain("losses"),
+    plain("ties"),
     plain("prompts"),
   ];
   return of(data, "blind", table(t("figure.blind"), columns, rows), { wide: true });
