@@ -4,6 +4,7 @@
 # make test    linters, types and the whole test suite
 # make lint    linters and types alone
 # make bench   measure what this machine can measure
+# make soak    kill runs at random moments, watch memory and open files
 # make clean   remove caches and the environment; runs/ stays
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ export DO_NOT_TRACK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint packages bench clean
+.PHONY: help setup demo serve test lint packages bench soak clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -58,6 +59,9 @@ test: packages lint
 
 bench: setup
 	$(BIN)/python -m benchmarks.measure
+
+soak: setup
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

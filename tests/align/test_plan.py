@@ -20,6 +20,7 @@ from align.plan import GPUS, make_plan, scaling_curve, workload_of
 from align.policy import Policy
 from annotate.settings import ConfigError, configs_folder
 from benchmarks.cpu import flop_counter, measure_recompute
+from benchmarks.tables import newest_lines
 
 FULL = configs_folder() / "dpo/qwen_image_full.yaml"
 
@@ -114,6 +115,21 @@ def test_the_predictions_agree_with_the_model_of_the_card():
     eager = plan("reference.mode=live", "batch_size=1", gpu="h200-141gb")
     assert eager.compute_seconds == pytest.approx(1.562, rel=0.06)
     assert not eager.fits
+
+
+def test_the_plan_agrees_with_every_measurement_that_it_foretells():
+    """Newest lines of benchmarks/results."""
+    lines = newest_lines()
+    released = OptimizerConfig(
+        type="adam8bit", weights="stochastic", gradient_release=True, max_grad_norm=0
+    )
+    foretold = {
+        "cpu.saved_bytes_ratio": SAVED_UNITS["none"] / SAVED_UNITS["selective"],
+        "cpu.recompute_flops_ratio": 1.0,
+        "cpu.optimizer_bytes_per_param": sum(state_bytes_per_parameter(released).values()),
+    }
+    for bar, expected in foretold.items():
+        assert lines[bar]["value"] == pytest.approx(expected, rel=0.03), bar
 
 
 LADDER = sorted(FULL.parents[1].glob("*/qwen_image_*gb*.yaml"))
