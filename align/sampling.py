@@ -133,13 +133,10 @@ def sample_sde(
         sde: Of `sde.SDE_KINDS`.
         one_pass: Of `guided_velocity`.
     """
-    if (
-        sorted({*sde_steps}) != [*sde_steps]
-        or not sde_steps
-        or not (sde_steps[0] >= 0 and sde_steps[-1] < num_steps)
-    ):
+    steps = [*sde_steps]
+    if not steps or steps != sorted({*steps}) or steps[0] < 0 or steps[-1] >= num_steps:
         raise ValueError(
-            f"sde_steps is {[*sde_steps]}; expected ascending step numbers of 0 to {num_steps - 1}"
+            f"sde_steps is {steps}; expected ascending step numbers of 0 to {num_steps - 1}"
         )
     if step_noise.shape != (len(sde_steps), *noise.shape):
         raise ValueError(
