@@ -1,8 +1,9 @@
 """Checkpoints that survive a kill at any moment: written aside, synced, then renamed into place.
 
 A run folder holds ``checkpoints/step-00000120/``. While a checkpoint is written its folder is named
-``.writing-...``; the rename is atomic, so a folder named ``step-...`` is always complete. What is
-inside belongs to the engine and to the loop.
+``.writing-...``; the rename is atomic, so a folder named ``step-...`` was complete when it got its
+name. Whether it still is, the digests of its files tell (`rewards.digests`). What else is inside
+belongs to the engine and to the loop.
 """
 
 from __future__ import annotations
@@ -164,6 +165,13 @@ class CheckpointFolder:
         """Step and folder of the newest complete checkpoint."""
         steps = self.steps()
         return (steps[-1], self.path(steps[-1])) if steps else None
+
+    def set_aside(self, step: int) -> Path:
+        """Rename a damaged checkpoint, so that it no longer counts; returns its new place."""
+        place = self.folder / f"damaged-{self.path(step).name}"
+        shutil.rmtree(place, ignore_errors=True)
+        self.path(step).rename(place)
+        return place
 
     def prune(self) -> None:
         """Remove all but the newest ``keep`` checkpoints, and what a killed writer left behind."""

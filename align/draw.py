@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from align.mmdit.flow import seeded_noise_batch
 from align.sampling import sample
 from annotate.records import Candidate, Generation, Prompt
 
-__all__ = ["Cell", "Drawer"]
+__all__ = ["Cell", "Drawer", "check_model"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,9 @@ class Drawer:
         self.adapter: Any = load_adapter(
             resolve_model(config.model), dtype=self.dtype, device=self.device
         )
-        self.model_sha256 = self.adapter.model_sha256()
+        self.model_sha256 = check_model(config, known_models, self.adapter)
         if config.lora is not None:
-            self.model_sha256 = _load_lora(self.adapter, config.lora, self.model_sha256)
-        if known_models - {self.model_sha256}:
-            raise ValueError(
-                f"{config.output_dir} holds images of a model with digest "
-                f"{sorted(known_models - {self.model_sha256})[0]}, {config.model} has "
-                f"{self.model_sha256}; choose another output_dir"
-            )
+            self.adapter.transformer.load_lora_adapter(str(config.lora), prefix="transformer")
         self.shape = self.adapter.latent_shape(config.height, config.width)
         self.versions = {n: metadata.version(n) for n in ("winsome", "torch", "diffusers")}
         with torch.no_grad():
@@ -130,11 +123,28 @@ def _device() -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
-def _load_lora(adapter: Any, folder: Path, model_sha256: str) -> str:
-    """Put the LoRA on; returns the digest of base and LoRA together."""
-    path = folder / LORA_WEIGHT_NAME_SAFE
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no LoRA at {path}")
-    adapter.transformer.load_lora_adapter(str(folder), prefix="transformer")
-    lora_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return hashlib.sha256(f"{model_sha256}+{lora_sha256}".encode()).hexdigest()
+def check_model(config: GenerateConfig, known: set[str], adapter: Any = None) -> str:
+    """The digest of the model, of base and LoRA together, which must be that of what was drawn.
+
+    Args:
+        known: digests of the models that drew what is in the folder.
+        adapter: the base, where it is loaded.
+
+    Raises:
+        FileNotFoundError: there is no model, or no LoRA; names it.
+        ValueError: images in the folder were drawn by other weights.
+    """
+    adapter = adapter or load_adapter(resolve_model(config.model), parts=())
+    found = adapter.model_sha256()
+    if config.lora is not None:
+        path = config.lora / LORA_WEIGHT_NAME_SAFE
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no LoRA at {path}")
+        lora_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = hashlib.sha256(f"{found}+{lora_sha256}".encode()).hexdigest()
+    if known - {found}:
+        raise ValueError(
+            f"{config.output_dir} holds images of a model with digest "
+            f"{sorted(known - {found})[0]}, {config.model} has {found}; choose another output_dir"
+        )
+    return found

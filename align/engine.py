@@ -259,6 +259,14 @@ class Engine:
             return flag
         return self.mean({"flag": torch.tensor(float(flag))})["flag"] > 0
 
+    def gather_objects(self, share: list[T]) -> list[T]:
+        """What all processes bring, in rank order; small things, pickled."""
+        if self.world == 1:
+            return share
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, share)
+        return [item for part in found for item in part]
+
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means of scalars over all processes, with one collective."""
         stacked = torch.stack([torch.as_tensor(v, device=self.device) for v in values.values()])

@@ -7,6 +7,7 @@ The output folder is what ``winsome store import`` takes::
     images/             <sha256>.png
     candidates.jsonl    one `annotate.records.Candidate` a line, when all are drawn
     parts/              the lines of each process, until then
+    .lock               who is drawing here, see `rewards.lock`
 
 A batch is the candidates of consecutive prompts, and batch b is drawn by process b modulo their
 number. Which images share a batch thus depends neither on the number of processes nor on what was
@@ -33,9 +34,10 @@ from tqdm import tqdm
 from align.checkpoint import atomic_file, atomic_write, write_error
 from align.config import GenerateConfig, dump_config, load_config
 from align.data.rows import iterate_prompts
-from align.draw import Cell, Drawer
+from align.draw import Cell, Drawer, check_model
 from annotate.records import Candidate
 from annotate.settings import changed_settings
+from rewards.lock import FolderLock
 
 __all__ = ["GenerateResult", "generate"]
 
@@ -63,22 +65,24 @@ def generate(config: GenerateConfig) -> GenerateResult:
     Raises:
         FileNotFoundError: the prompts file or the model is missing; names it.
         ValueError: the folder holds images of other settings; names each difference.
+        FolderInUseError: another process draws into the folder; names it.
         OSError: the folder cannot be written; names the file. What was drawn stays.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if rank == 0:
-        _open_folder(config)
-    if world > 1:
-        barrier = _barrier()
-        barrier()
-        _draw_share(config, rank, world)
-        barrier()
-    elif config.processes > 1:
-        _run_processes(config)
-    else:
-        _draw_share(config, 0, 1)
-    if rank == 0:
-        _merge(config)
+    with FolderLock(config.output_dir) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            _open_folder(config)
+        if world > 1:
+            barrier = _barrier()
+            barrier()
+            _draw_share(config, rank, world)
+            barrier()
+        elif config.processes > 1:
+            _run_processes(config)
+        else:
+            _draw_share(config, 0, 1)
+        if rank == 0:
+            _merge(config)
     prompts = sum(1 for _ in iterate_prompts(config.prompts, config.splits))
     return GenerateResult(config.output_dir, prompts * config.candidates, prompts)
 
@@ -283,6 +287,8 @@ def _draw_share(config: GenerateConfig, rank: int, world: int, parent: int | Non
                     bar.update(len(chunk))
                 if parent is not None and os.getppid() != parent:
                     return
+        if drawer is None and done:
+            check_model(config, set(done.values()))
 
 
 def _draw_chunk(

@@ -63,14 +63,17 @@ def train_sft(config: SFTConfig) -> RunResult:
         ValueError, FileNotFoundError: unusable data, model or run folder; names the path.
         OSError: something cannot be written; earlier checkpoints are kept.
     """
-    trainer = Trainer(config, "sft")
-    if trainer.run.is_finished:
-        return trainer.run.result()
+    with Trainer(config, "sft") as trainer:
+        return _train_sft(config, trainer)
+
+
+def _train_sft(config: SFTConfig, trainer: Trainer) -> RunResult:
     plan = _plan(config, trainer.engine)
     validation = config.validation
     rows = read_captioned_images(config.data, validation.fraction if validation.every else 0.0)
     train, held_out = rows.train, _held_out(rows, validation)
-    trainer.begin(data={**rows.source, "train": len(train), "validation": len(held_out)})
+    if (found := trainer.begin(data=rows.named(train=train, validation=held_out))) is not None:
+        return found
     trained, held = _image_batches(config, trainer, plan, train, held_out)
     policy, objective = trainer.policy, SFT()
     sizes = [len(batches.samples) for batches in trained]
@@ -158,16 +161,19 @@ def train_dpo(config: DPOConfig) -> RunResult:
         ValueError, FileNotFoundError: unusable data, model or run folder; names the path.
         OSError: something cannot be written; earlier checkpoints are kept.
     """
-    trainer = Trainer(config, "dpo")
-    if trainer.run.is_finished:
-        return trainer.run.result()
+    with Trainer(config, "dpo") as trainer:
+        return _train_dpo(config, trainer)
+
+
+def _train_dpo(config: DPOConfig, trainer: Trainer) -> RunResult:
     plan = _plan(config, trainer.engine)
     validation, cached = config.validation, config.reference.mode == "cached"
     rows = _preferences(config)
     train, held_out = rows.train, _held_out(rows, validation)
     aside = rows.annotators[: validation.max_samples] if validation.every else []
-    counts = {"train": len(train), "validation": len(held_out)}
-    trainer.begin(data=rows.source | counts | ({"annotators": len(aside)} if aside else {}))
+    data = rows.named(train=train, validation=held_out, **({"annotators": aside} if aside else {}))
+    if (found := trainer.begin(data=data)) is not None:
+        return found
     samples = [*train, *held_out, *aside]
     features = trainer.encoder().encode(
         [image for sample in samples for image in sample.images],

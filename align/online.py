@@ -16,7 +16,7 @@ from align.config import GRPOConfig, RewardModelConfig, resolve_model
 from align.data.batches import EMPTY_PROMPT
 from align.data.features import Features
 from align.data.order import step_positions
-from align.data.rows import iterate_prompts
+from align.data.rows import iterate_prompts, sample_id
 from align.engine import BatchPlan
 from align.learners import Learner, learner_class
 from align.mmdit.adapters import ModelAdapter, image_to_uint8, load_adapter
@@ -54,21 +54,26 @@ def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) 
         HackingAlarm: the reward's monitor stopped the run; run.json says why.
         OSError: something cannot be written; earlier checkpoints are kept.
     """
-    trainer = Trainer(config, "grpo")
-    if trainer.run.is_finished:
-        return trainer.run.result()
+    with Trainer(config, "grpo") as trainer:
+        return _train_grpo(config, trainer, scorer)
+
+
+def _train_grpo(
+    config: GRPOConfig, trainer: Trainer, scorer: Scorer | RewardSource | None
+) -> RunResult:
     prompts = list(iterate_prompts(config.prompts, config.splits))
-    if not prompts:
-        raise ValueError(f"{config.prompts} has no prompts of the splits {list(config.splits)}")
+    content = sample_id(*(prompt.model_dump_json() for prompt in prompts))
     facts: dict[str, Any] = {}
     if scorer is None:
         scorer, facts = open_reward(config.reward, str(trainer.engine.device))
     source = scorer if isinstance(scorer, RewardSource) else RewardSource(scorer)
     spec = source.scorer.spec
-    trainer.begin(
-        data={"path": str(config.prompts), "prompts": len(prompts)},
+    found = trainer.begin(
+        data={"path": str(config.prompts), "prompts": len(prompts), "content": content},
         reward={"name": spec.name, "version": spec.version, **facts},
     )
+    if found is not None:
+        return found
     if source.monitor is not None:
         source.monitor.keep_baseline(config.output_dir / f"monitor-{trainer.engine.rank}.json")
     loop = GRPOLoop(config, trainer, source, prompts)

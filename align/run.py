@@ -7,6 +7,7 @@
     metrics.jsonl      one line a step
     trackers/          TensorBoard and others
     checkpoints/       see `align.checkpoint`
+    .lock              who is writing here, see `rewards.lock`
     final/             the export in stock diffusers form, present when the run has finished
 """
 
@@ -21,10 +22,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from align.checkpoint import CheckpointFolder, atomic_write, read_json, write_error
+from align.checkpoint import CheckpointFolder, atomic_write, read_json
 from align.config import TrainConfig, dump_config, load_config
 from align.metrics import read_metrics
 from annotate.settings import changed_settings
+from rewards.lock import FolderLock
 
 __all__ = ["RunFolder", "RunResult", "code_revision"]
 
@@ -67,7 +69,7 @@ def code_revision() -> dict[str, Any]:
 class RunFolder:
     """Opens ``config.output_dir`` for a new run or for one to be continued.
 
-    Every process constructs it; it only reads. `begin` writes, on the main process.
+    Every process constructs it; it only reads. `open` and `begin` write, on the main process.
 
     Raises:
         ValueError: the folder holds a run of another configuration; names each difference.
@@ -79,23 +81,33 @@ class RunFolder:
         self.final = self.path / "final"
         self.checkpoints = CheckpointFolder(self.path / "checkpoints", config.keep_checkpoints)
         self._info_path = self.path / "run.json"
+        self._lock: FolderLock | None = None
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir {self.path} is a file; a folder is needed")
-        if self.checkpoints.latest() or self.final.exists():
-            self._refuse_other_config()
+        self._refuse_other_config()
 
     def _refuse_other_config(self) -> None:
+        if not self.is_begun:
+            return
         path = self.path / "config.yaml"
         if not path.is_file():
             raise ValueError(f"{self.path} has checkpoints but no config.yaml; choose another")
         stored = load_config(type(self.config), path)
-        different = changed_settings(stored, self.config, OPERATIONAL)
+        self._refuse(changed_settings(stored, self.config, OPERATIONAL), "of another configuration")
+
+    def _refuse(self, different: list[str], what: str) -> None:
         if different:
             listing = "\n  ".join(different)
+            kind = "a finished run" if self.is_finished else "a run"
             raise ValueError(
-                f"{self.path} holds a run of another configuration; choose another output_dir, or "
-                f"ask for the same settings:\n  {listing}"
+                f"{self.path} holds {kind} {what}; choose another output_dir, give it what it had, "
+                f"or remove the folder to begin anew:\n  {listing}"
             )
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the folder holds steps that could be continued, or a result."""
+        return self.checkpoints.latest() is not None or self.final.exists()
 
     @property
     def is_finished(self) -> bool:
@@ -105,22 +117,50 @@ class RunFolder:
         """What run.json says; empty before the first run."""
         return read_json(self._info_path) if self._info_path.is_file() else {}
 
+    def confirm(self, **inputs: Any) -> None:
+        """Refuse inputs that are not those with which the run in the folder was begun.
+
+        Args:
+            inputs: mappings that name what the run learns from, by content.
+
+        Raises:
+            ValueError: names each difference and what can be done.
+        """
+        if not self.is_begun:
+            return
+        info = self.info()
+        there = _flat({name: info.get(name) for name in inputs})
+        here = _flat(json.loads(json.dumps(inputs, default=str)))
+        different = [
+            f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+            for key in sorted(there.keys() | here.keys())
+            if there.get(key) != here.get(key)
+        ]
+        self._refuse(different, "on other data")
+
+    def open(self) -> None:
+        """Make the folder and keep other processes out of it, until `close`.
+
+        Raises:
+            FolderInUseError: another process writes there; names it.
+            OSError: the folder cannot be written; names it.
+        """
+        self._lock = FolderLock(self.path)
+        # Another run may have been begun there since the configurations were compared.
+        self._refuse_other_config()
+
+    def close(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock.release()
+
     def begin(self, command: str, **facts: Any) -> None:
-        """Write config.yaml and run.json (main process only).
+        """Write config.yaml and run.json; the folder is open.
 
         Raises:
             OSError: the folder cannot be written; names it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(self.path, error) from error
         before = self.info() if self.checkpoints.latest() else {}
-        if before.get("data") != facts.get("data") and before:
-            raise ValueError(
-                f"{self.path} was begun on other data: {before.get('data')} there, "
-                f"{facts.get('data')} now; choose another output_dir"
-            )
         atomic_write(self.path / "config.yaml", dump_config(self.config))
         self._write(
             {
@@ -157,6 +197,15 @@ class RunFolder:
     def _write(self, info: dict[str, Any]) -> None:
         text = json.dumps(info, indent=2, ensure_ascii=False, default=str) + "\n"
         atomic_write(self._info_path, text)
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """``{"data": {"path": ...}}`` as ``{"data.path": ...}``."""
+    return {
+        f"{name}.{key}" if key else name: value
+        for name, part in tree.items()
+        for key, value in (part.items() if isinstance(part, dict) else [("", part)])
+    }
 
 
 def _now() -> str:

@@ -26,6 +26,7 @@ from align.mmdit.adapters import ModelAdapter, load_adapter
 from align.mmdit.blocks import BlockSettings
 from align.policy import Policy
 from align.run import RunFolder, RunResult
+from rewards.digests import damage, digest_files, write_digests
 
 __all__ = ["Patience", "Trainer"]
 
@@ -69,11 +70,12 @@ class Patience:
 
 
 class Trainer:
-    """Opens the run folder and the processes; then `build_policy`, then `fit`.
+    """Opens the run folder and the processes; then `begin`, `build_policy`, `fit`.
+
+    As a context it keeps other processes out of the folder, from `begin` until it is left.
 
     Raises:
         ValueError: the folder holds a run of another configuration.
-        OSError: the folder cannot be written.
     """
 
     def __init__(self, config: TrainConfig, command: str) -> None:
@@ -85,18 +87,100 @@ class Trainer:
         self.adapter: ModelAdapter
         self.policy: Policy
 
-    def begin(self, **facts: Any) -> None:
-        """Write config.yaml and run.json; ``facts`` say what the run learns from."""
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run.close()
+
+    def begin(self, **inputs: dict[str, Any]) -> RunResult | None:
+        """Open the folder for a run on ``inputs``: mappings that name by content what it learns
+        from.
+
+        Returns:
+            The result, when the folder holds a finished run on the same; None: there is work.
+
+        Raises:
+            FolderInUseError: another process writes there; names it.
+            ValueError: the folder holds a run on other data or another model, or its checkpoints
+                are all damaged.
+            OSError: the folder cannot be written.
+        """
+
+        def is_open() -> bool:
+            model = load_adapter(self.model, parts=())
+            inputs["base"] = {"model": self.config.model, "sha256": model.model_sha256()}
+            self.run.confirm(**inputs)
+            if not self.run.is_finished:
+                self.run.open()
+            return not self.run.is_finished
+
+        if not self._on_main(is_open):
+            return self.run.result()
+        self._set_damaged_aside()
+        self._on_main(lambda: self._write_begin(inputs))
+        return None
+
+    def _write_begin(self, inputs: dict[str, dict[str, Any]]) -> bool:
+        # Once more: what was set aside may have been all that was there.
+        self.run.confirm(**inputs)
+        self.run.begin(
+            self.command,
+            processes=self.engine.world,
+            threads=torch.get_num_threads(),
+            device=str(self.engine.device),
+            backend=self.engine.layout.name,
+            **inputs,
+        )
+        return True
+
+    def _on_main(self, action: Callable[[], bool]) -> bool:
+        """What the main process finds, on all; when it fails, all end."""
+        failure: OSError | ValueError | None = None
+        answer = False
         if self.engine.is_main:
-            self.run.begin(
-                self.command,
-                processes=self.engine.world,
-                threads=torch.get_num_threads(),
-                device=str(self.engine.device),
-                backend=self.engine.layout.name,
-                **facts,
+            try:
+                answer = action()
+            except (OSError, ValueError) as error:
+                failure = error
+        if self.engine.any(failure is not None):
+            # The main process says why.
+            raise failure or SystemExit(2)
+        return self.engine.any(answer)
+
+    def _set_damaged_aside(self) -> None:
+        """Make the newest whole checkpoint the newest of all.
+
+        A step depends on its number and on the checkpoint alone: taken again from an older one, it
+        gives the same numbers.
+
+        Raises:
+            ValueError: all are damaged; names a file of the newest.
+        """
+        engine, checkpoints = self.engine, self.run.checkpoints
+        faults: dict[int, str] = {}
+        steps = checkpoints.steps()
+        for step in reversed(steps):
+            fault = damage(checkpoints.path(step), engine.rank, engine.world)
+            found = engine.gather_objects([] if fault is None else [fault])
+            if not found:
+                break
+            faults[step] = found[0]
+        if not faults:
+            return
+        newest = faults[max(faults)]
+        if len(faults) == len(steps):
+            raise ValueError(
+                f"the checkpoint is damaged: {newest}. There is no whole one before it: put the "
+                f"file back as it was, or remove {checkpoints.folder} to begin anew"
             )
-        self.engine.barrier()
+        if engine.is_main:
+            for step, fault in faults.items():
+                place = checkpoints.set_aside(step)
+                logger.error("the checkpoint is damaged: %s. It was renamed to %s", fault, place)
+            step = checkpoints.steps()[-1]
+            logger.error("continuing from the newest whole checkpoint, of step %d", step)
+        engine.barrier()
 
     def forget(self, pattern: str) -> None:
         """Remove files of an earlier attempt from the run folder."""
@@ -139,8 +223,6 @@ class Trainer:
         )
         if self.engine.is_main:
             self.run.update(
-                model=self.config.model,
-                model_sha256=self.adapter.model_sha256(),
                 trained_parameters=self.engine.num_trained,
                 blocks=self.policy.blocks,
             )
@@ -248,10 +330,10 @@ class Trainer:
         return step
 
     def _save(self, step: int, patience: Patience, kept: Stateful | None) -> None:
-        target = self.run.checkpoints.path(step)
+        engine, target = self.engine, self.run.checkpoints.path(step)
         with self._writing(target) as folder:
-            self.engine.save(folder)
-            if self.engine.is_main:
+            engine.save(folder)
+            if engine.is_main:
                 state = {
                     "step": step,
                     "backend": self.engine.layout.name,
@@ -260,7 +342,13 @@ class Trainer:
                     "objective": None if kept is None else kept.state_dict(),
                 }
                 (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        if self.engine.is_main:
+            engine.barrier()
+            digests = engine.gather_objects(
+                [*digest_files(folder, engine.rank, engine.world).items()]
+            )
+            if engine.is_main:
+                write_digests(folder, dict(digests))
+        if engine.is_main:
             self.run.checkpoints.prune()
 
     def _export(self, step: int) -> None:

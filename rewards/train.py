@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 from trl import RewardConfig
 
-from annotate.records import Question, load_snapshot
+from annotate.records import Question, Snapshot, load_snapshot
 from annotate.settings import changed_settings, dump_config, load_config
 from rewards.config import RewardTrainConfig
+from rewards.digests import DIGESTS_FILE, damage
 from rewards.evaluate import evaluate_model, fit_temperature, scored_pairs
 from rewards.folder import (
     CHECKPOINTS,
     CONFIG_FILE,
     FEATURES,
+    INPUTS_FILE,
     METRICS_FILE,
     REPORT_FILE,
     TRAINED_ON_FILE,
     read_json,
     write_json,
+    write_text,
 )
 from rewards.judgements import (
     CandidateSet,
@@ -39,6 +42,7 @@ from rewards.judgements import (
     count_questions,
     divide,
 )
+from rewards.lock import FolderLock
 from rewards.models import load_encoder
 from rewards.models.features import (
     Bank,
@@ -53,7 +57,7 @@ from rewards.models.preference import OVERALL, PreferenceConfig, PreferenceModel
 from rewards.scorers.preference import PreferenceScorer
 from rewards.splits import prompt_digest
 from rewards.supervision import supervise
-from rewards.trainer import CandidateTrainer, SetCollator, to_dataset
+from rewards.trainer import CandidateTrainer, DigestCallback, SetCollator, to_dataset
 
 __all__ = ["RewardResult", "train_reward"]
 
@@ -77,25 +81,34 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     without interruption, bit for bit on a CPU with a fixed number of threads.
 
     Raises:
-        ValueError: prompts leak between splits, a part of the snapshot has no picks, or the output
-            folder holds a run with other settings.
+        ValueError: prompts leak between splits, a part of the snapshot has no picks, the output
+            folder holds a run with other settings or on other data, or its checkpoints are damaged.
+        FolderInUseError: another process trains there.
         OSError: a missing snapshot, base or image; an unwritable folder.
     """
     snapshot = load_snapshot(config.snapshot, images=config.images)
     division = divide(snapshot, config.held_out, config.development_fraction, config.seed)
-    _claim_folder(config)
+    # Of the processes of a launch, the first holds the folder for all.
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    with FolderLock(config.output_dir) if is_first else nullcontext():
+        return _train(config, snapshot, division)
+
+
+def _train(config: RewardTrainConfig, snapshot: Snapshot, division: Division) -> RewardResult:
+    _claim_settings(config)
     lessons = supervise(
         snapshot, division.train, config.reasons, config.all_bad, config.annotator_weights
     )
     settings = config.encoder.model_dump(mode="json")
     encoder = load_encoder(settings, config.base, config.device)
+    _claim_inputs(config, snapshot.digest, encoder.identity["base_sha256"])
     cache = FeatureCache(config.cache_dir or config.output_dir / FEATURES, encoder.identity)
     seen = (*lessons, *division.development)
     bank = extract_features(snapshot, own_prompts(seen), encoder, cache)
     model = _build_model(config, lessons, encoder, bank)
     trainer = _build_trainer(config, model, lessons, division, bank, encoder.tokenizer)
     with _without_save_bars():
-        last = _last_complete_checkpoint(config.output_dir / CHECKPOINTS)
+        last = _last_whole_checkpoint(config.output_dir / CHECKPOINTS)
         trainer.train(resume_from_checkpoint=last)
     model.config.temperatures = _fit_temperatures(model, encoder, division.development, bank)
     _save(config, model, trainer.state.log_history, seen)
@@ -161,7 +174,10 @@ def _build_trainer(
         eval_dataset=to_dataset(division.development, outputs, keep_ties),
         data_collator=SetCollator(bank),
         processing_class=tokenizer,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
+        callbacks=[
+            EarlyStoppingCallback(early_stopping_patience=config.patience),
+            DigestCallback(),
+        ],
         loss=config.loss,
     )
     # Without a terminal the Trainer would print a dict every epoch; metrics.jsonl has them.
@@ -232,36 +248,82 @@ def _fit_temperatures(
     return {name: fit_temperature(values) for name, values in margins.items() if len(values)}
 
 
-def _claim_folder(config: RewardTrainConfig) -> None:
-    """Make the run folder, or check that the run in it is this one."""
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+def _claim_settings(config: RewardTrainConfig) -> None:
+    """Check that the run in the folder, if any, has these settings, and write them."""
     path = config.output_dir / CONFIG_FILE
     if path.is_file():
         # Where features are cached and computed does not change what is trained.
         free = {"cache_dir", "device", "encoder.batch_size"}
         changed = changed_settings(load_config(RewardTrainConfig, path), config, free)
-        if changed:
-            listed = "\n  ".join(changed)
-            raise ValueError(
-                f"{config.output_dir} holds a run with other settings; name another output_dir, or "
-                f"delete it:\n  {listed}"
-            )
-    path.write_text(dump_config(config), encoding="utf-8")
+        _refuse(config.output_dir, changed, "with other settings")
+    write_text(path, dump_config(config))
 
 
-def _last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed.
+def _claim_inputs(config: RewardTrainConfig, snapshot_digest: str, base_sha256: str) -> None:
+    """Check that the run in the folder, if any, learns from the same, and write what that is."""
+    path = config.output_dir / INPUTS_FILE
+    inputs = {"snapshot_digest": snapshot_digest, "base_sha256": base_sha256}
+    if path.is_file():
+        there = read_json(path)
+        changed = [
+            f"{name}: {there.get(name)!r} there, {value!r} now"
+            for name, value in inputs.items()
+            if there.get(name) != value
+        ]
+        _refuse(config.output_dir, changed, "on other data")
+    write_json(path, inputs)
 
-    The Trainer writes its state file last; a run killed before that leaves none, or a part of it.
+
+def _refuse(folder: Path, changed: Sequence[str], what: str) -> None:
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ValueError(
+            f"{folder} holds a run {what}; name another output_dir, or remove the folder:"
+            f"\n  {listed}"
+        )
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose files, and those of the best one that it names, are whole.
+
+    One that was not written to its end is removed; a damaged one is renamed, and the run continues
+    from one before it with the same numbers.
+
+    Raises:
+        ValueError: all are damaged; names a file.
     """
-    while folder.is_dir() and (found := get_last_checkpoint(str(folder))):
-        try:
-            read_json(Path(found) / "trainer_state.json")
-            return found
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("removing %s: it was not written to its end", found)
-            shutil.rmtree(found)
+    faults: dict[Path, str] = {}
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        if not (path / DIGESTS_FILE).is_file():
+            logger.warning("removing %s: it was not written to its end", path)
+            shutil.rmtree(path)
+            continue
+        fault = damage(path) or _damaged_best(path)
+        if fault is None:
+            _set_aside(faults)
+            return str(path)
+        faults[path] = fault
+    if faults:
+        raise ValueError(
+            f"the checkpoint is damaged: {next(iter(faults.values()))}. There is no whole one "
+            f"before it: put the file back as it was, or remove {folder} to begin anew"
+        )
     return None
+
+
+def _damaged_best(path: Path) -> str | None:
+    """What is wrong with the checkpoint that a run continued from ``path`` would end on."""
+    best = read_json(path / "trainer_state.json")["best_model_checkpoint"]
+    return damage(path.parent / Path(best).name) if best else None
+
+
+def _set_aside(faults: Mapping[Path, str]) -> None:
+    for path, fault in faults.items():
+        place = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(place, ignore_errors=True)
+        path.rename(place)
+        logger.error("the checkpoint is damaged: %s. It was renamed to %s", fault, place)
 
 
 def _save(
@@ -273,6 +335,6 @@ def _save(
     with _without_save_bars():
         model.save_pretrained(config.output_dir)
     lines = "".join(json.dumps(row) + "\n" for row in history)
-    (config.output_dir / METRICS_FILE).write_text(lines, encoding="utf-8")
+    write_text(config.output_dir / METRICS_FILE, lines)
     digests = sorted({prompt_digest(candidates.prompt.text) for candidates in seen})
     write_json(config.output_dir / TRAINED_ON_FILE, digests)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import RewardConfig, RewardTrainer
 
 from rewards.config import Loss
+from rewards.digests import write_digests
 from rewards.judgements import CandidateSet, Judgement
 from rewards.losses import weighted_mean
 from rewards.models.features import Bank, collate
 from rewards.models.preference import PreferenceOutput
 from rewards.objective import ALL_BAD, NONE, SetLoss, preference_loss
 
-__all__ = ["CandidateTrainer", "SetCollator", "to_dataset"]
+__all__ = ["CandidateTrainer", "DigestCallback", "SetCollator", "to_dataset"]
 
 
 def to_dataset(sets: Iterable[CandidateSet], outputs: Sequence[str], keep_ties: bool) -> Dataset:
@@ -129,6 +132,20 @@ def _anchors(rows: Sequence[Mapping[str, Any]], starts: Sequence[int]) -> dict[s
         "anchors": torch.tensor(padded),
         "anchor_mask": torch.arange(width)[None] < counts[:, None],
     }
+
+
+class DigestCallback(TrainerCallback):
+    """Writes the digests of each checkpoint's files when all of them are there."""
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero:
+            write_digests(Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 class CandidateTrainer(RewardTrainer):

@@ -41,6 +41,10 @@ class CaptionedImage:
     prompt: str
     image: ImageFile
 
+    @property
+    def files(self) -> tuple[ImageFile]:
+        return (self.image,)
+
 
 @dataclass(frozen=True)
 class ImagePair:
@@ -65,6 +69,11 @@ class ImagePair:
     def images(self) -> tuple[ImageFile, ImageFile]:
         return self.chosen, self.rejected
 
+    @property
+    def files(self) -> tuple[ImageFile | MarkedRegion, ...]:
+        """The images, and the region if there is one."""
+        return self.images if self.region is None else (*self.images, self.region)
+
 
 @dataclass(frozen=True)
 class ImageList:
@@ -83,6 +92,10 @@ class ImageList:
     is_desirable: bool = True
     """Of a single image: a thumb up."""
 
+    @property
+    def files(self) -> tuple[ImageFile, ...]:
+        return self.images
+
 
 @dataclass(frozen=True)
 class Rows(Generic[S]):
@@ -93,6 +106,17 @@ class Rows(Generic[S]):
     source: dict[str, Any]
     annotators: list[S] = field(default_factory=list)
     """Samples of the held-out annotators, on the prompts to train on."""
+
+    def named(self, **parts: Sequence[CaptionedImage | ImagePair | ImageList]) -> dict[str, Any]:
+        """Names by content what a run takes of these rows: the source, and of each part the count
+        and the digest of its prompts and images."""
+        names = [
+            f"{part}/{sample.id}/{'/'.join(file.sha256 for file in sample.files)}"
+            for part, samples in parts.items()
+            for sample in samples
+        ]
+        counts = {part: len(samples) for part, samples in parts.items()}
+        return {**self.source, **counts, "content": sample_id(*names)}
 
 
 class Row(BaseModel):

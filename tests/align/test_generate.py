@@ -96,7 +96,7 @@ def test_each_prompt_has_its_candidates_and_files_are_named_by_content(whole, pr
         content = (whole / "images" / f"{candidate.image_sha256}.png").read_bytes()
         assert hashlib.sha256(content).hexdigest() == candidate.image_sha256
     assert sorted(p.name for p in whole.iterdir()) == [
-        "candidates.jsonl", "config.yaml", "images", "prompts.jsonl",
+        ".lock", "candidates.jsonl", "config.yaml", "images", "prompts.jsonl",
     ]  # fmt: skip
 
 

@@ -119,5 +119,5 @@ def test_other_data_under_the_same_path_is_refused(killed, untrained_folder, tmp
             train_sft(config)
     lines = (data / "sft.jsonl").read_text().splitlines()
     (data / "sft.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(ValueError, match="was begun on other data"):
+    with pytest.raises(ValueError, match=r"a run on other data(.|\n)*data\.sha256: .* there"):
         train_sft(config)
