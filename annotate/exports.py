@@ -1,6 +1,7 @@
 """A snapshot's preferences in the columns that other tools read.
 
-Annotators are the snapshot's pseudonyms in each of them.
+Annotators are the snapshot's pseudonyms in each of them. Every image is read and must be the one
+that was labelled.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,15 +190,18 @@ EXPORTS: dict[str, Callable[[Snapshot, list[PreferencePair], Path], int]] = {
 
 
 def _relative(snapshot: Snapshot, path: Path) -> Callable[[str], str]:
+    @cache
     def name(candidate_id: str) -> str:
-        image = snapshot.image_path(snapshot.candidate_of[candidate_id])
-        return Path(os.path.relpath(image, path.parent)).as_posix()
+        candidate = snapshot.candidate_of[candidate_id]
+        # Who reads the file has no digests to check the images by.
+        snapshot.read_image(candidate)
+        return Path(os.path.relpath(snapshot.image_path(candidate), path.parent)).as_posix()
 
     return name
 
 
 def _bytes(snapshot: Snapshot, candidate_id: str) -> bytes:
-    return snapshot.image_path(snapshot.candidate_of[candidate_id]).read_bytes()
+    return snapshot.read_image(snapshot.candidate_of[candidate_id])
 
 
 def _write_parquet(path: Path, schema: pyarrow.Schema, rows: Iterable[Row]) -> int:

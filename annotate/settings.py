@@ -133,7 +133,14 @@ def parse_config(cls: type[C], tree: Mapping[str, Any], source: str = "") -> C:
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        faults = [_describe(cls, detail) for detail in error.errors()]
+        details = error.errors()
+        # A list whose items are all wrong is also too short, which is no fault of its own.
+        below = {detail["loc"][:n] for detail in details for n in range(len(detail["loc"]))}
+        faults = [
+            _describe(cls, detail)
+            for detail in details
+            if detail["type"] != "too_short" or detail["loc"] not in below
+        ]
         raise ConfigError("\n  ".join([f"{source or cls.__name__}:", *faults])) from error
 
 
@@ -238,7 +245,9 @@ def _annotation(cls: type[BaseModel], location: Sequence[int | str]) -> Any:
         elif len(models) == 1 and part in models[0].model_fields:
             current = models[0].model_fields[str(part)].annotation
         elif isinstance(part, int) or not models:
-            arguments = [a for a in get_args(_strip(current)) if a is not type(None)]
+            # Of tuple[Model, ...] and of Optional, what stands in them.
+            empty = (type(None), ...)
+            arguments = [a for a in get_args(_strip(current)) if a not in empty]
             current = arguments[-1] if arguments else None
     return current
 

@@ -156,11 +156,22 @@ class Snapshot:
             "its images, or name their folder when loading it"
         )
 
+    def read_image(self, candidate: Candidate) -> bytes:
+        """The PNG file of a candidate.
+
+        Raises:
+            FileNotFoundError: as `image_path`.
+            SnapshotError: it is not the file that was labelled; names it.
+        """
+        path = self.image_path(candidate)
+        data = path.read_bytes()
+        _check_image(path, candidate, data)
+        return data
+
     def verify_images(self) -> None:
         """Read every image and compare its hash; SnapshotError names the first that differs."""
         for candidate in self.candidates:
-            path = self.image_path(candidate)
-            _check_image(path, candidate, path.read_bytes())
+            self.read_image(candidate)
 
 
 def cut_snapshot(
@@ -398,5 +409,6 @@ def _check_image(path: Path, candidate: Candidate, data: bytes) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != candidate.image_sha256:
         raise SnapshotError(
-            f"the image {path} of candidate {candidate.id!r} is damaged: its SHA-256 is {found}"
+            f"the image {path} of candidate {candidate.id!r} is damaged: its SHA-256 is {found}, "
+            f"expected {candidate.image_sha256}"
         )

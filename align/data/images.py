@@ -22,14 +22,29 @@ class ImageFile:
     """An image on disk, known by its content."""
 
     path: Path
+    expected_sha256: str | None = None
+    """What its content must be, where a record says so."""
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the file's bytes; ``FileNotFoundError`` names a missing file."""
+        """Digest of the file's bytes.
+
+        Raises:
+            FileNotFoundError: there is no file; names it.
+            ValueError: it is a folder, or not the file that was expected; names it.
+        """
         try:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+            found = hashlib.sha256(self.path.read_bytes()).hexdigest()
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no image at {self.path}") from None
+        except IsADirectoryError:
+            raise ValueError(f"{self.path} is a folder; an image is needed") from None
+        if self.expected_sha256 not in (None, found):
+            raise ValueError(
+                f"the image {self.path} was changed: its SHA-256 is {found}, expected "
+                f"{self.expected_sha256}"
+            )
+        return found
 
     def size(self) -> tuple[int, int]:
         """``(height, width)`` from the file's header, as `load` would turn it upright.

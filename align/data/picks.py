@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -15,8 +13,10 @@ from pydantic import Field
 from align.config import JsonlPairsConfig, PairsConfig, SnapshotPairsConfig
 from align.data.images import ImageFile, MarkedRegion
 from align.data.rows import (
+    FileName,
     ImageList,
     ImagePair,
+    Number,
     Row,
     Rows,
     digest,
@@ -24,36 +24,60 @@ from align.data.rows import (
     sample_id,
     split_rows,
 )
+from align.data.votes import merge_votes
 from annotate.records import Outcome, Pick, Region, Snapshot, Split, load_snapshot
 
-__all__ = ["merge_votes", "read_lists", "read_pairs", "read_thumbs"]
+__all__ = ["read_lists", "read_pairs", "read_thumbs"]
 
 S = TypeVar("S", ImagePair, ImageList)
-PRIOR_PICKS = 2.0
-"""How many picks the snapshot's own share of dissent weighs in the share of one pair."""
 
 
 class _PreferenceRow(Row):
-    weight: float = Field(default=1.0, gt=0)
+    weight: Number = Field(default=1.0, gt=0)
     annotator: str = ""
 
 
 class _PairRow(_PreferenceRow):
-    chosen: str
-    rejected: str
-    label_smoothing: float | None = Field(default=None, ge=0, le=0.5)
+    chosen: FileName
+    rejected: FileName
+    label_smoothing: Number | None = Field(default=None, ge=0, le=0.5)
     tie: bool = False
-    region: str | None = None
+    region: FileName | None = None
     noise_keys: tuple[str, str] | None = None
 
 
 class _ListRow(_PreferenceRow):
-    images: tuple[str, ...] = Field(min_length=2)
+    images: tuple[FileName, ...] = Field(min_length=2)
 
 
 class _ThumbRow(_PreferenceRow):
-    image: str
+    image: FileName
     desirable: bool
+
+
+def _different(images: Sequence[ImageFile]) -> Sequence[ImageFile]:
+    """The images, of which none may be another."""
+    seen: dict[str, ImageFile] = {}
+    for image in images:
+        other = seen.setdefault(image.sha256, image)
+        if other is not image:
+            raise ValueError(
+                f"{other.path} and {image.path} are the same image: there is nothing to prefer"
+            )
+    return images
+
+
+class _SnapshotImages(dict[str, ImageFile]):
+    """Images by candidate: one object each, so that a file is read, and checked, once."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
+    def __missing__(self, candidate_id: str) -> ImageFile:
+        candidate = self.snapshot.candidate_of[candidate_id]
+        file = ImageFile(self.snapshot.image_path(candidate), candidate.image_sha256)
+        return self.setdefault(candidate_id, file)
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -75,7 +99,8 @@ def read_pairs(config: PairsConfig, fraction: float, ties: bool = False) -> Rows
     folder = config.path.parent
 
     def sample(row: _PairRow) -> ImagePair:
-        chosen, rejected = ImageFile(folder / row.chosen), ImageFile(folder / row.rejected)
+        files = [ImageFile(folder / name) for name in (row.chosen, row.rejected)]
+        chosen, rejected = _different(files)
         return ImagePair(
             sample_id(row.prompt, chosen.sha256, rejected.sha256),
             row.prompt,
@@ -102,6 +127,7 @@ def read_pairs(config: PairsConfig, fraction: float, ties: bool = False) -> Rows
 
 def _read_snapshot_pairs(config: SnapshotPairsConfig, ties: bool) -> Rows[ImagePair]:
     snapshot = load_snapshot(config.path, images=config.images)
+    images = _SnapshotImages(snapshot)
 
     regions = {pick.id: pick.regions for pick in snapshot.picks}
     if config.compare == "image":
@@ -114,13 +140,13 @@ def _read_snapshot_pairs(config: SnapshotPairsConfig, ties: bool) -> Rows[ImageP
                 for pair in snapshot.pairs(config.policy, question, split):
                     identity = f"{pair.pick_id}/{pair.chosen_id}/{pair.rejected_id}"
                     image_pair = _pair(
-                        snapshot, identity, pair.prompt_id, pair.chosen_id, pair.rejected_id,
+                        images, identity, pair.prompt_id, pair.chosen_id, pair.rejected_id,
                         pair.weight, pair.annotator,
                     )  # fmt: skip
                     rejected = snapshot.task_of[pair.task_id].candidate_ids.index(pair.rejected_id)
                     faults = [r for r in regions.get(pair.pick_id, ()) if r.ordinal == rejected]
                     found.append(_compared_at(image_pair, faults, snapshot, pair.rejected_id))
-        return found + (_ties(snapshot, config, splits) if ties else [])
+        return found + (_ties(images, config, splits) if ties else [])
 
     rows = _snapshot_rows(config, snapshot, pairs, "win-and-lose")
     if not config.smoothing_from_agreement:
@@ -129,7 +155,7 @@ def _read_snapshot_pairs(config: SnapshotPairsConfig, ties: bool) -> Rows[ImageP
 
 
 def _pair(
-    snapshot: Snapshot,
+    images: _SnapshotImages,
     identity: str,
     prompt_id: str,
     chosen_id: str,
@@ -138,13 +164,14 @@ def _pair(
     annotator: str,
     is_tie: bool = False,
 ) -> ImagePair:
+    snapshot = images.snapshot
     candidates = [snapshot.candidate_of[i] for i in (chosen_id, rejected_id)]
     keys = [c.generation.noise_key if c.generation else "" for c in candidates]
     return ImagePair(
         identity,
         snapshot.prompt_of[prompt_id].text,
-        ImageFile(snapshot.image_path(candidates[0])),
-        ImageFile(snapshot.image_path(candidates[1])),
+        images[chosen_id],
+        images[rejected_id],
         weight,
         annotator,
         is_tie=is_tie,
@@ -164,69 +191,19 @@ def _compared_at(
 
 
 def _ties(
-    snapshot: Snapshot, config: SnapshotPairsConfig, splits: Iterable[Split]
+    images: _SnapshotImages, config: SnapshotPairsConfig, splits: Iterable[Split]
 ) -> list[ImagePair]:
     """All pairs of each "all equal", which together weigh 1."""
-    found = []
+    snapshot, found = images.snapshot, []
     for pick in _picks(snapshot, config, splits, Outcome.ALL_EQUAL):
         task = snapshot.task_of[pick.task_id]
         pairs = list(combinations(task.candidate_ids, 2))
         found += [
-            _pair(snapshot, f"{pick.id}/{a}/{b}", task.prompt_id, a, b, 1 / len(pairs),
+            _pair(images, f"{pick.id}/{a}/{b}", task.prompt_id, a, b, 1 / len(pairs),
                   pick.annotator, is_tie=True)
             for a, b in pairs
         ]  # fmt: skip
     return found
-
-
-def merge_votes(pairs: Sequence[ImagePair]) -> list[ImagePair]:
-    """One pair of all that compare the same two images, with the dissenters' share as smoothing.
-
-    The share of one pair, of a handful of votes, leans to that of all: with ``n`` votes and ``d``
-    against the majority, ``eps = (d + 2 p) / (n + 2)``, where ``p`` is the chance that one vote is
-    flipped. Two votes agree with probability ``p^2 + (1 - p)^2``, which is counted. Where the votes
-    are even, eps is 1/2: the pair asks for no difference. Ties stay as they are.
-
-    Raises:
-        ValueError: no two votes are on the same pair, so that agreement cannot be told.
-    """
-    votes: dict[tuple[str, str, str], list[ImagePair]] = defaultdict(list)
-    for pair in pairs:
-        if not pair.is_tie:
-            first, second = sorted((pair.chosen.sha256, pair.rejected.sha256))
-            votes[pair.prompt, first, second].append(pair)
-    flipped = _flip_rate(votes.values())
-    merged = [pair for pair in pairs if pair.is_tie]
-    for looks in votes.values():
-        count = Counter(pair.chosen.sha256 for pair in looks)
-        majority, ayes = count.most_common(1)[0]
-        winner = min((p for p in looks if p.chosen.sha256 == majority), key=lambda pair: pair.id)
-        total = len(looks)
-        share = (total - ayes + PRIOR_PICKS * flipped) / (total + PRIOR_PICKS)
-        merged.append(
-            replace(
-                winner,
-                weight=sum(pair.weight for pair in looks),
-                annotator="",
-                label_smoothing=0.5 if 2 * ayes == total else min(share, 0.5),
-            )
-        )
-    return merged
-
-
-def _flip_rate(votes: Iterable[Sequence[ImagePair]]) -> float:
-    """p with ``p^2 + (1 - p)^2`` the share of agreeing votes, over every two on the same pair."""
-    same = total = 0
-    for looks in votes:
-        count = Counter(pair.chosen.sha256 for pair in looks)
-        same += sum(math.comb(n, 2) for n in count.values())
-        total += math.comb(len(looks), 2)
-    if not total:
-        raise ValueError(
-            "smoothing_from_agreement needs two picks on the same candidates; every pair has one: "
-            "give label_smoothing a number instead"
-        )
-    return (1 - math.sqrt(max(0.0, 2 * same / total - 1))) / 2
 
 
 # Lists and thumbs ---------------------------------------------------------------------------------
@@ -241,12 +218,14 @@ def read_lists(config: PairsConfig, fraction: float) -> Rows[ImageList]:
         folder = config.path.parent
 
         def sample(row: _ListRow) -> ImageList:
-            images = tuple(ImageFile(folder / name) for name in row.images)
+            files = [ImageFile(folder / name) for name in row.images]
+            images = tuple(_different(files))
             identity = sample_id(row.prompt, *(image.sha256 for image in images))
             return ImageList(identity, row.prompt, images, row.weight, row.annotator, True)
 
         return _read_rows(config, _ListRow, sample, fraction, "lists")
     snapshot = load_snapshot(config.path, images=config.images)
+    files = _SnapshotImages(snapshot)
 
     def lists(splits: Iterable[Split]) -> list[ImageList]:
         found = []
@@ -255,7 +234,7 @@ def read_lists(config: PairsConfig, fraction: float) -> Rows[ImageList]:
             if pick.win is not None and pick.lose is not None:
                 best, worst = ids[pick.win], ids[pick.lose]
                 ids = [best, *(i for i in ids if i not in (best, worst)), worst]
-            found.append(_list(snapshot, pick, ids, is_equal=pick.outcome == Outcome.ALL_EQUAL))
+            found.append(_list(files, pick, ids, is_equal=pick.outcome == Outcome.ALL_EQUAL))
         return found
 
     return _snapshot_rows(config, snapshot, lists, "win-and-lose")
@@ -280,6 +259,7 @@ def read_thumbs(config: PairsConfig, fraction: float) -> Rows[ImageList]:
 
         return _read_rows(config, _ThumbRow, sample, fraction, "images")
     snapshot = load_snapshot(config.path, images=config.images)
+    files = _SnapshotImages(snapshot)
 
     def thumbs(splits: Iterable[Split]) -> list[ImageList]:
         found = []
@@ -287,7 +267,7 @@ def read_thumbs(config: PairsConfig, fraction: float) -> Rows[ImageList]:
             verdicts = _thumbs(pick, len(snapshot.task_of[pick.task_id].candidate_ids))
             ids = snapshot.task_of[pick.task_id].candidate_ids
             found += [
-                _list(snapshot, pick, [ids[i]], is_desirable=up, weight=1 / len(verdicts))
+                _list(files, pick, [ids[i]], is_desirable=up, weight=1 / len(verdicts))
                 for i, up in verdicts.items()
             ]
         return found
@@ -306,17 +286,18 @@ def _thumbs(pick: Pick, num_candidates: int) -> dict[int, bool]:
 
 
 def _list(
-    snapshot: Snapshot,
+    images: _SnapshotImages,
     pick: Pick,
     ids: Sequence[str],
     is_equal: bool = False,
     is_desirable: bool = True,
     weight: float = 1.0,
 ) -> ImageList:
+    snapshot = images.snapshot
     return ImageList(
         "/".join([pick.id, *ids]),
         snapshot.prompt_of[snapshot.task_of[pick.task_id].prompt_id].text,
-        tuple(ImageFile(snapshot.image_path(snapshot.candidate_of[i])) for i in ids),
+        tuple(images[i] for i in ids),
         weight,
         pick.annotator,
         is_equal=is_equal,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from align.config import SFTDataConfig
 from align.data.images import ImageFile, MarkedRegion
@@ -17,8 +18,10 @@ from annotate.records import Prompt, Split, language
 
 __all__ = [
     "CaptionedImage",
+    "FileName",
     "ImageList",
     "ImagePair",
+    "Number",
     "Row",
     "Rows",
     "digest",
@@ -119,18 +122,24 @@ class Rows(Generic[S]):
         return {**self.source, **counts, "content": sample_id(*names)}
 
 
+FileName = Annotated[str, Field(min_length=1)]
+Number = Annotated[float, Field(strict=True)]
+"""No word, nor ``true``, stands for it."""
+
+
 class Row(BaseModel):
     """A line of a file written by others: keys that are not ours are let through."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     prompt: str
     split: Split | None = None
+    _line: int = PrivateAttr(default=0)
 
 
 class _ImageRow(Row):
-    image: str
-    score: float | None = None
+    image: FileName
+    score: Number | None = None
     style: str | None = None
     layout: str | None = None
     colour: str | None = None
@@ -178,46 +187,78 @@ def iterate_prompts(path: Path, splits: Sequence[Split] = tuple(Split)) -> Itera
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not a prompt, an id stands twice, or there is no prompt of ``splits``.
+        ValueError: a line is not a prompt, an id stands twice, or there is no prompt of ``splits``;
+            names the file.
     """
     file = path / "prompts.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there is no prompts file at {file}")
-    seen: set[str] = set()
+    seen: dict[str, Split] = {}
     for prompt in read_jsonl(file, Prompt) if file.suffix == ".jsonl" else _read_lines(file):
         if prompt.id in seen:
             raise ValueError(f"{file}: the prompt id {prompt.id!r} stands twice")
-        seen.add(prompt.id)
+        seen[prompt.id] = prompt.split
         if prompt.split in splits:
             yield prompt
     if not seen:
         raise ValueError(f"{file} has no prompts")
+    if not set(seen.values()) & set(splits):
+        raise ValueError(
+            f"{file} has no prompts of the splits {', '.join(splits) or '(none)'}; it has some of "
+            f"{', '.join(sorted(set(seen.values())))}"
+        )
 
 
 def _read_lines(path: Path) -> Iterator[Prompt]:
     seen: set[str] = set()
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            text = line.strip()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = _without_mark(number, line).decode().strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}: not UTF-8 ({error.reason}: byte "
+                    f"0x{line[error.start]:02x}); save the file as UTF-8"
+                ) from error
             if text and text not in seen:
                 seen.add(text)
                 yield Prompt(id=sample_id(text), text=text, lang=language(text))
 
 
+def _without_mark(number: int, line: bytes) -> bytes:
+    """Without the byte order mark that some editors put before the first line."""
+    return line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
 def read_jsonl(path: Path, model: type[R]) -> Iterator[R]:
+    """Rows of a JSONL file.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: a line is not such a row; names the file, the line and the field.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file at {path}")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            line = _without_mark(number, line)
             if not line.strip():
                 continue
             try:
-                yield model.model_validate_json(line)
+                row = model.model_validate_json(line)
             except ValidationError as error:
                 detail = error.errors()[0]
                 where = ".".join(map(str, detail["loc"]))
-                fault = f"{where}: {detail['msg']}" if where else detail["msg"]
+                got = f" (got {detail['input']!r})" if _is_plain(detail["input"]) else ""
+                fault = f"{where}: {detail['msg']}{got}" if where else detail["msg"]
                 raise ValueError(f"{path}, line {number}: {fault}") from error
+            if isinstance(row, Row):
+                row._line = number
+            yield row
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def split_rows(
@@ -226,6 +267,9 @@ def split_rows(
     """Rows that name a split follow it; of the other prompts a part, chosen by hash, is held out.
 
     Whole prompts are held out: the same words never stand on both sides.
+
+    Args:
+        sample: makes a sample of a row; what it raises is told with the row's line.
     """
     unsplit = {row.prompt for row in rows if row.split is None}
     ranked = sorted(unsplit, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
@@ -233,7 +277,11 @@ def split_rows(
     parts: dict[Split, list[S]] = {split: [] for split in Split}
     for row in rows:
         split = row.split or (Split.VALIDATION if row.prompt in held_out else Split.TRAIN)
-        parts[split].append(sample(row))
+        try:
+            parts[split].append(sample(row))
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{source['path']}, line {row._line}: {error}") from error
     if not parts[Split.TRAIN]:
         raise ValueError(f"{source['path']} has no rows to train on: all are held out")
     return Rows(parts[Split.TRAIN], parts[Split.VALIDATION], source)

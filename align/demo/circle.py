@@ -22,16 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.config import (
-    DPOConfig,
-    GenerateConfig,
-    GRPOConfig,
-    SFTConfig,
-    load_config,
-    resolve_model,
-)
-from align.demo.config import DemoConfig, Part
+from align.config import GenerateConfig, resolve_model
+from align.demo.config import DemoConfig
 from align.demo.report import write_report
+from align.demo.settings import CircleSettings, circle_settings, continued_settings
 from align.demo.studio import (
     CRITERION_QUESTIONS,
     Workplace,
@@ -51,7 +45,7 @@ from annotate.records import Outcome, Pick, Prompt, Question, Run, Snapshot, Spl
 from annotate.settings import dump_config
 from annotate.snapshot import cut_snapshot
 from annotate.store import PreferenceStore
-from rewards.config import RewardTrainConfig
+from rewards.lock import FolderLock
 from rewards.train import RewardResult, train_reward
 
 MODELS = ("base", "sft", "sft_continued", "dpo", "grpo")
@@ -61,6 +55,10 @@ def run_demo(config: DemoConfig) -> Path:
     """Run the circle in ``config.folder``; returns the path of the HTML report.
 
     A folder that holds a demo of other settings is moved aside, never overwritten.
+
+    Raises:
+        ValueError: a setting of one of the parts is wrong; nothing has been moved or written.
+        FolderInUseError: another process runs a demo in the folder.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
@@ -71,9 +69,14 @@ def run_demo(config: DemoConfig) -> Path:
 
 
 def _run(config: DemoConfig) -> Path:
+    settings = circle_settings(config)
+    with _claim(config):
+        return _run_circle(Circle(config, settings))
+
+
+def _run_circle(circle: Circle) -> Path:
     started = time.monotonic()
-    folder = _claim(config)
-    circle = Circle(config, folder)
+    config, folder = circle.config, circle.folder
     circle.fine_tune()
     circle.fill_studio()
     snapshot = circle.label()
@@ -100,8 +103,9 @@ def _run(config: DemoConfig) -> Path:
 class Circle:
     """The steps of the demo, in the order in which `run_demo` calls them."""
 
-    def __init__(self, config: DemoConfig, folder: Path):
-        self.config, self.folder = config, folder
+    def __init__(self, config: DemoConfig, settings: CircleSettings):
+        self.config, self.settings, self.folder = config, settings, config.folder
+        folder = config.folder
         # A key of its own would give the same picks another digest in every studio.
         self.store = PreferenceStore.open(folder / "studio", pseudonym_key=f"demo-{config.seed}")
         self.workplace = Workplace(self.store, config.seed)
@@ -113,16 +117,11 @@ class Circle:
             Split.TEST: make_prompts(config.test_prompts, Split.TEST, config.seed),
         }
         self.runs: dict[str, RunResult] = {}
-        # bfloat16 is the faster half only where the processor multiplies in it.
-        self.precision = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
     def fine_tune(self) -> None:
         """SFT of the base on the references scored 4.8 and more, until its loss stops falling."""
-        references = write_references(self.folder / "references", self.config)
-        config = self._settings(
-            SFTConfig, "sft", model=self.config.model, **{"data.path": references}
-        )
-        self._keep("sft", train_sft(config), config)
+        write_references(self.settings.references, self.config)
+        self._keep("sft", train_sft(self.settings.sft), self.settings.sft)
 
     def fill_studio(self) -> None:
         """Candidates of the fine-tuned model and their tasks: each criterion, and the whole."""
@@ -140,21 +139,10 @@ class Circle:
     def label(self) -> Snapshot:
         """The designers pick; the snapshot is cut."""
         say(f"{self.workplace.label_everything()} picks by {len(self.workplace.designers)} people")
-        return cut_snapshot(self.store, self.folder / "snapshot", kinds=["standard"])
+        return cut_snapshot(self.store, self.settings.snapshot, kinds=["standard"])
 
     def train_reward(self) -> RewardResult:
-        config = load_config(
-            RewardTrainConfig,
-            "configs/tiny/reward.yaml",
-            [
-                f"snapshot={self.folder / 'snapshot'}",
-                f"base={self.config.model}",
-                f"output_dir={self.folder / 'reward'}",
-                f"seed={self.config.seed}",
-                "held_out=validation",
-                *self.config.settings.get("reward", ()),
-            ],
-        )
+        config = self.settings.reward
         result = train_reward(config)
         report = result.report
         say(f"reward model: held-out accuracy {report['accuracy']:.3f}")
@@ -163,30 +151,12 @@ class Circle:
 
     def align(self) -> None:
         """DPO from the SFT model, GRPO from the DPO model, and SFT for as many steps more."""
-        dpo = self._settings(
-            DPOConfig,
-            "dpo",
-            model=self.runs["sft"].export,
-            **{"data.path": self.folder / "snapshot"},
-        )
-        self._keep("dpo", train_dpo(dpo), dpo)
-        grpo = self._settings(
-            GRPOConfig,
-            "grpo",
-            model=self.runs["dpo"].export,
-            prompts=write_prompts(self.folder / "grpo-prompts.jsonl", self.prompts[Split.TRAIN]),
-            **{"reward.path": self.folder / "reward", "reward.base": self.config.model},
-        )
-        self._keep("grpo", train_grpo(grpo), grpo)
-        control = self._settings(
-            SFTConfig,
-            "sft",
-            "sft_continued",
-            model=self.runs["sft"].export,
-            max_steps=self.runs["dpo"].steps + self.runs["grpo"].steps,
-            **{"data.path": self.folder / "references" / "references.jsonl"},
-            **{"validation.patience": 0},
-        )
+        settings = self.settings
+        self._keep("dpo", train_dpo(settings.dpo), settings.dpo)
+        write_prompts(settings.prompts, self.prompts[Split.TRAIN])
+        self._keep("grpo", train_grpo(settings.grpo), settings.grpo)
+        steps = self.runs["dpo"].steps + self.runs["grpo"].steps
+        control = continued_settings(self.config, settings, steps)
         self._keep("sft_continued", train_sft(control), control)
 
     def evaluate(self) -> dict[str, Any]:
@@ -296,18 +266,6 @@ class Circle:
         )
         return folder
 
-    def _settings(self, cls: Any, kind: Part, name: str | None = None, /, **changes: Any) -> Any:
-        """A config of configs/tiny with this demo's paths and seed."""
-        fixed = {
-            "output_dir": self.folder / (name or kind),
-            "seed": self.config.seed,
-            "mixed_precision": self.precision,
-            "trackers": "[]",
-        }
-        overrides = list(self.config.settings.get(kind, ()))
-        overrides += [f"{key}={value}" for key, value in {**fixed, **changes}.items()]
-        return load_config(cls, f"configs/tiny/{kind}.yaml", overrides)
-
     def _keep(self, name: str, result: RunResult, config: Any) -> None:
         self.runs[name] = result
         say(f"{name}: {result.steps} steps")
@@ -350,19 +308,21 @@ def _with_intervals(readings: Readings, seed: int) -> dict[str, dict[str, float]
     }
 
 
-def _claim(config: DemoConfig) -> Path:
+def _claim(config: DemoConfig) -> FolderLock:
     """The demo's folder, with its settings written in; another demo's is moved aside."""
     folder, text = config.folder, dump_config(config)
     settings = folder / "demo.yaml"
-    if settings.is_file() and settings.read_text(encoding="utf-8") != text:
+    lock = FolderLock(folder)
+    while settings.is_file() and settings.read_text(encoding="utf-8") != text:
         number = 1
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         folder.rename(aside)
+        lock.release()
         say(f"another demo was in {folder}; it is in {aside} now")
-    folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
     settings.write_text(text, encoding="utf-8")
-    return folder
+    return lock
 
 
 def cpu_seconds() -> float:

@@ -53,8 +53,9 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> Path:
     return path
 
 
-def write_references(folder: Path, config: DemoConfig) -> Path:
+def write_references(path: Path, config: DemoConfig) -> None:
     """Reference posters with the scores of their severities as drawn: a JSONL for SFT."""
+    folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"{config.seed}/references")
     lines = []
@@ -71,9 +72,7 @@ def write_references(folder: Path, config: DemoConfig) -> Path:
             "split": split,
         }
         lines.append(json.dumps(row, ensure_ascii=False))
-    path = folder / "references.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def read_candidates(folder: Path) -> list[Candidate]:

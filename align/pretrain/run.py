@@ -11,19 +11,47 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 
+from align.checkpoint import atomic_write
 from align.mmdit.adapters.qwen_image import QwenImageAdapter
 from align.pretrain.autoencoder import train_autoencoder
 from align.pretrain.config import PretrainConfig
 from align.pretrain.curriculum import train_curriculum
 from align.tiny_model import build_random_pipeline
+from annotate.settings import changed_settings, dump_config, load_config
+from rewards.lock import FolderLock
+
+OPERATIONAL = frozenset({"output", "run", "save_every"})
+"""Settings that may differ when a pretraining is continued."""
 
 
 def pretrain(config: PretrainConfig) -> None:
     """Run what is missing of the pretraining and write the pipeline to ``config.output`` in bf16.
 
     Every part resumes from ``config.run``; a finished one is skipped.
+
+    Raises:
+        ValueError: ``config.run`` holds a pretraining of other settings, or a damaged checkpoint.
+        FolderInUseError: another process pretrains there.
     """
-    config.run.mkdir(parents=True, exist_ok=True)
+    with FolderLock(config.run):
+        _claim(config)
+        _pretrain(config)
+
+
+def _claim(config: PretrainConfig) -> None:
+    path = config.run / "config.yaml"
+    if path.is_file():
+        different = changed_settings(load_config(PretrainConfig, path), config, OPERATIONAL)
+        if different:
+            listing = "\n  ".join(different)
+            raise ValueError(
+                f"{config.run} holds a pretraining of other settings; choose another run, or "
+                f"remove the folder to begin anew:\n  {listing}"
+            )
+    atomic_write(path, dump_config(config))
+
+
+def _pretrain(config: PretrainConfig) -> None:
     start = build_random_pipeline(config.run / "untrained", config.seed)
     adapter = QwenImageAdapter.from_pretrained(start)
     assert adapter.vae is not None

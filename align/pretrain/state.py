@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,20 @@ def save_state(path: Path, step: int, **parts: Any) -> None:
 
 
 def load_state(path: Path, **parts: Any) -> int:
-    """Load the parts saved at ``path`` and return their step; 0 when there is no such file."""
+    """Load the parts saved at ``path`` and return their step; 0 when there is no such file.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0] if str(error) else 'it is empty'}): "
+            "put it back as it was, or remove it to do its part of the pretraining again"
+        ) from error
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["step"])

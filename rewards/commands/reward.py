@@ -130,17 +130,16 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _splits(args: argparse.Namespace) -> int:
-    from PIL import Image
-
     from annotate.records import load_snapshot
     from rewards.components import check_components, find_components, perceptual_hash
+    from rewards.images import open_candidate
     from rewards.splits import LeakError
 
     snapshot = load_snapshot(args.snapshot, images=args.images)
     hashes: dict[str, list[bytes]] = {}
     for candidate in () if args.by_text_alone else snapshot.candidates:
-        with Image.open(snapshot.image_path(candidate)) as image:
-            hashes.setdefault(candidate.prompt_id, []).append(perceptual_hash(image))
+        found = perceptual_hash(open_candidate(snapshot, candidate))
+        hashes.setdefault(candidate.prompt_id, []).append(found)
     components = find_components(snapshot.prompts, hashes)
     sizes = Counter(len(component.prompt_ids) for component in components)
     print(f"{len(snapshot.prompts)} prompts, {len(components)} components")

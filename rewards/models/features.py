@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from annotate.records import Snapshot
 from rewards.base import RewardItem
+from rewards.images import open_candidate
 from rewards.judgements import CandidateSet
 
 __all__ = [
@@ -148,7 +148,7 @@ def extract_features(
 
     Raises:
         FileNotFoundError: an image is missing.
-        ValueError: an image cannot be read; the message names the file.
+        ValueError: an image was changed or cannot be read; the message names the file.
     """
     sha256 = {candidate.id: candidate.image_sha256 for candidate in snapshot.candidates}
     bank: Bank = {}
@@ -164,7 +164,7 @@ def extract_features(
             part = missing[start : start + chunk]
             ids = {candidate_id for candidate_id, _ in part}
             # One picture object for all its prompts: the encoder then encodes it once.
-            images = {cid: _open(snapshot.image_path(sha256[cid])) for cid in ids}
+            images = {cid: open_candidate(snapshot, snapshot.candidate_of[cid]) for cid in ids}
             items = [RewardItem(cid, "", prompt, image=images[cid]) for cid, prompt in part]
             for (cid, prompt), features in zip(part, encoder.encode(items), strict=True):
                 bank[cid, prompt] = features
@@ -184,11 +184,3 @@ def own_prompts(sets: Iterable[CandidateSet]) -> list[tuple[str, str]]:
 def own_features(sets: Iterable[CandidateSet], bank: Bank) -> dict[str, Features]:
     """Features of every candidate under its own prompt, by candidate id."""
     return {cid: bank[cid, prompt] for cid, prompt in own_prompts(sets)}
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error

@@ -70,7 +70,7 @@ def build_mix(config: RewardMixConfig, folder: Path) -> tuple[RewardSource, list
 
 def snapshot_items(snapshot: Snapshot, limit: int | None = None) -> list[RewardItem]:
     """A snapshot's candidates as items to score, in the order of their ids."""
-    from PIL import Image
+    from rewards.images import open_candidate
 
     items = []
     for candidate in sorted(snapshot.candidates, key=lambda candidate: candidate.id)[:limit]:
@@ -80,7 +80,7 @@ def snapshot_items(snapshot: Snapshot, limit: int | None = None) -> list[RewardI
                 sample_id=candidate.id,
                 group_id=prompt.id,
                 prompt=prompt.text,
-                image=Image.open(snapshot.image_path(candidate)),
+                image=open_candidate(snapshot, candidate),
                 metadata={"category": prompt.category, **prompt.metadata},
             )
         )

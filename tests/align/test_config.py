@@ -8,6 +8,7 @@ import pytest
 
 from align.config import DPOConfig, SFTConfig, resolve_model
 from annotate.settings import ConfigError, dump_config, flatten_config, load_config
+from rewards.scorers.config import RewardMixConfig, RewardServerConfig
 
 SFT = """\
 model: tiny
@@ -71,6 +72,25 @@ def test_a_fault_inside_a_union_has_the_path_of_the_file(tmp_path):
         load_config(DPOConfig, path)
     with pytest.raises(ConfigError, match=r"data: .*'snapshot', 'jsonl'"):
         load_config(DPOConfig, path, ["data.type=csv"])
+
+
+def test_a_fault_inside_a_list_has_its_place_and_the_choices(tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text("scorers:\n  - {type: text_rendering, enginee: tesseract}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(RewardServerConfig, path)
+    choices = "did you mean 'engine'? valid choices: clean_face, clean_font, engine, layout"
+    assert str(caught.value).splitlines()[1:] == [
+        f"  scorers.0.enginee: unknown setting; {choices}, precision, type"
+    ]
+    path.write_text("training: [{wieght: 2, scorer: {type: preference, path: x, min_accurac: 1}}]")
+    with pytest.raises(ConfigError) as caught:
+        load_config(RewardMixConfig, path)
+    assert "training.0.wieght: unknown setting; did you mean 'weight'?" in str(caught.value)
+    assert "training.0.scorer.min_accurac: unknown setting; did you mean" in str(caught.value)
+    path.write_text("scorers: []")
+    with pytest.raises(ConfigError, match="scorers: Tuple should have at least 1 item"):
+        load_config(RewardServerConfig, path)
 
 
 def test_broken_files_are_named(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -125,21 +127,54 @@ def test_a_row_may_name_its_split(data, tmp_path):
     assert {row.weight for row in rows.train} == {0.5}
 
 
+def pair(**changes) -> str:
+    row = {"prompt": "a", "chosen": "x.png", "rejected": "y.png"}
+    return json.dumps(row | changes) + "\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "has no pairs"),
         ("{not json}\n", "line 1"),
         ('{"prompt": "a", "chosen": "x.png"}\n', "line 1: rejected: Field required"),
-        ('{"prompt": "a", "chosen": "x.png", "rejected": "y.png"}\n', r"no image at .*x\.png"),
+        (pair(), r"line 1: there is no image at .*x\.png"),
+        ("\n" + pair(rejected="z.png"), r"line 2: .*x\.png and .*z\.png are the same image"),
+        (pair(chosen=""), r"line 1: chosen: String should have at least 1 character \(got ''\)"),
+        (pair(chosen="."), r"line 1: .* is a folder; an image is needed"),
+        (pair(weight=math.inf), r"line 1: weight: Input should be a finite number \(got inf\)"),
+        (pair(weight=math.nan), r"line 1: weight: Input should be a finite number \(got nan\)"),
+        (pair(weight=-1), r"line 1: weight: Input should be greater than 0 \(got -1\)"),
+        (pair(weight=True), r"line 1: weight: Input should be a valid number \(got True\)"),
     ],
 )
 def test_faulty_pairs_name_the_file_and_the_line(tmp_path, content, message):
+    if message != r"line 1: there is no image at .*x\.png":
+        for name in ("x.png", "z.png"):
+            (tmp_path / name).write_bytes(b"the same")
     path = tmp_path / "pairs.jsonl"
     path.write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         read_pairs(JsonlPairsConfig(path=path), fraction=0.0)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("score", "shown"), [(math.nan, "nan"), (True, "True"), ("5", "'5'")])
+def test_a_score_is_a_number(tmp_path, score, shown):
+    path = tmp_path / "sft.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "image": "x.png", "score": score}))
+    with pytest.raises(ValueError, match=rf"line 1: score: .* \(got {shown}\)"):
+        read_captioned_images(SFTDataConfig(path=path), 0.0)
+
+
+def test_an_image_that_is_not_the_recorded_one_is_named(data):
+    content = (data / "images/0.png").read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    assert ImageFile(data / "images/0.png", found).sha256 == found
+    with pytest.raises(
+        ValueError, match=rf"0\.png was changed: .* is {found}, expected {'0' * 64}"
+    ):
+        _ = ImageFile(data / "images/0.png", "0" * 64).sha256
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -161,6 +196,20 @@ def test_prompts_come_from_text_and_from_records(tmp_path):
     records.write_text('{"id": "a", "text": "A"}\n{"id": "a", "text": "B"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="'a' stands twice"):
         list(iterate_prompts(records))
+
+
+def test_prompts_of_other_encodings_and_of_no_asked_split_are_named(tmp_path):
+    text, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    text.write_bytes("one\ncafé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt, line 2: not UTF-8 .*0xe9.*as UTF-8"):
+        list(iterate_prompts(text))
+    text.write_text("\ufeffone\ntwo\n", encoding="utf-8")
+    assert [p.text for p in iterate_prompts(text)] == ["one", "two"]
+    records.write_text('\ufeff{"id": "a", "text": "A", "split": "test"}\n', encoding="utf-8")
+    assert [p.text for p in iterate_prompts(records)] == ["A"]
+    none = r"prompts\.jsonl has no prompts of the splits train; it has some of test"
+    with pytest.raises(ValueError, match=none):
+        list(iterate_prompts(records, [Split.TRAIN]))
 
 
 # Features -----------------------------------------------------------------------------------------

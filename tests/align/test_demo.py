@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from align.demo.circle import MODELS, run_demo
+from align.demo.circle import MODELS, _claim, run_demo
 from align.demo.config import DemoConfig
 from annotate.records import Question
 from annotate.settings import load_config
 from annotate.store import PreferenceStore
 from annotate.web.samples import grid, sample_image
+from rewards.lock import FolderInUseError, FolderLock
 
 SMALL = [
     "train_prompts=12", "validation_prompts=10", "test_prompts=10", "test_images=1",
@@ -72,10 +73,25 @@ def test_the_studio_has_work_for_a_person_and_the_runs(demo):
     store.close()
 
 
-def test_another_demo_is_moved_aside(demo):
-    marker = demo.folder / "report.json"
-    other = demo.model_copy(update={"seed": 5, "settings": {"sft": ("typo=1",)}})
-    with pytest.raises(ValueError, match="typo"):
+def test_a_wrong_setting_is_refused_before_anything_is_moved(demo):
+    before = sorted(demo.folder.rglob("*"))
+    for changes, fault in (
+        ({"settings": {"grpo": ("typo=1",)}}, "typo: unknown setting"),
+        ({"settings": {"reward": ("epochs=0",)}}, "epochs: Input should be greater"),
+        ({"model": "nowhere"}, "no diffusers pipeline at nowhere"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=fault):
+            run_demo(demo.model_copy(update={"seed": 5, **changes}))
+    other = demo.model_copy(update={"seed": 5})
+    with FolderLock(demo.folder), pytest.raises(FolderInUseError, match="in use by process"):
         run_demo(other)
-    assert not marker.exists()
-    assert (demo.folder.with_name("run.1") / "report.json").is_file()
+    assert sorted(demo.folder.rglob("*")) == before
+    assert not demo.folder.with_name("run.1").exists()
+
+
+def test_another_demo_is_moved_aside(demo):
+    with _claim(demo.model_copy(update={"seed": 5})):
+        assert sorted(path.name for path in demo.folder.iterdir()) == [".lock", "demo.yaml"]
+        assert (demo.folder.with_name("run.1") / "report.json").is_file()
+        with pytest.raises(FolderInUseError):
+            FolderLock(demo.folder)

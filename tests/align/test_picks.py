@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def snapshot(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             store.add_answers(user.id, answers if name != "bob" else answers[:2])
         cut_snapshot(store, folder)
     return folder
+
+
+@pytest.mark.parametrize("read", [read_pairs, read_lists, read_thumbs])
+def test_a_changed_image_of_a_snapshot_is_named(snapshot, tmp_path, read):
+    folder = tmp_path / "snapshot"
+    shutil.copytree(snapshot, folder)
+    for image in (folder / "images").iterdir():
+        image.write_bytes(image.read_bytes() + b"more")
+    rows = read(SnapshotPairsConfig(path=folder), 0.0)
+    with pytest.raises(ValueError, match=r"(\w{64})\.png was changed: .* is \w{64}, expected \1"):
+        rows.named(train=rows.train)
 
 
 def test_dissent_becomes_label_smoothing(snapshot):

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from align.pretrain.config import PretrainConfig
 from align.pretrain.run import pretrain
 from annotate.settings import load_config
+from rewards.lock import FolderInUseError, FolderLock
 
 SMALL = [
     "bf16=false",
@@ -47,11 +48,27 @@ def test_a_run_resumes_to_the_same_pipeline(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pretrain(config(cut))
     monkeypatch.undo()
+    refuse_what_cannot_go_on(cut)
     pretrain(config(cut))
     expected, found = weights(whole), weights(cut)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert (cut / "run" / "previews" / "000004.png").is_file()
+
+
+def refuse_what_cannot_go_on(cut: Path) -> None:
+    with FolderLock(cut / "run"), pytest.raises(FolderInUseError, match="in use by process"):
+        pretrain(config(cut))
+    other = config(cut).model_copy(update={"ema_decay": 0.5})
+    with pytest.raises(ValueError, match=r"ema_decay: 0\.\d+ there, 0\.5 asked"):
+        pretrain(other)
+    state = cut / "run" / "curriculum.pt"
+    whole = state.read_bytes()
+    for damaged in (whole[:-100], b""):
+        state.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"curriculum\.pt is damaged"):
+            pretrain(config(cut))
+    state.write_bytes(whole)
 
 
 def test_the_curriculum_grows_and_purifies():

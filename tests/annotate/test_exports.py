@@ -93,6 +93,19 @@ def test_hpdv3_is_the_majority_and_back(snapshot, tmp_path, make_place):
         assert import_hpdv3(store, path, tmp_path, crowd.id).answers == 6
 
 
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_changed_image_is_named_and_nothing_is_written(snapshot, tmp_path, name):
+    first = snapshot.candidate_of[snapshot.pairs()[0].chosen_id]
+    image = snapshot.image_path(first)
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(content)
+    expected = rf"{first.image_sha256}\.png .* is \w+, expected {first.image_sha256}"
+    with pytest.raises(ValueError, match=expected):
+        EXPORTS[name](snapshot, snapshot.pairs(), tmp_path / "out" / "pairs")
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_the_command_writes_a_file_or_nothing(snapshot, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["snapshot", "export", "snapshot", "pairs.json", "--format", "hpdv3"]) == 0

@@ -1,5 +1,6 @@
 import io
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -131,3 +132,16 @@ def test_the_command_prints_sizes_and_refuses(snapshot_folder, capsys):
     parser = command_parser("reward")
     assert run(parser.parse_args(["splits", str(snapshot_folder), "--by-text-alone"])) == 0
     assert capsys.readouterr().out.startswith("48 prompts, 48 components\n    48 of 1 prompt\n")
+
+
+def test_the_command_names_a_truncated_image(snapshot_folder, tmp_path, capsys):
+    from align.cli import main
+
+    folder = tmp_path / "snapshot"
+    shutil.copytree(snapshot_folder, folder)
+    image = sorted((folder / "images").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:-20])
+    assert main(["reward", "splits", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"the image {image} of candidate " in error
+    assert f"expected {image.stem}" in error

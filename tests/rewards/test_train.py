@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from rewards.judgements import (
     candidate_sets,
     divide,
 )
+from rewards.lock import FolderInUseError, FolderLock
 from rewards.models.features import Features
 from rewards.models.preference import PreferenceOutput
 from rewards.objective import preference_loss
@@ -109,6 +111,58 @@ def test_each_loss_learns_from_the_same_snapshot(settings, tmp_path, loss):
     # One member has no spread of its own: only a loss with variances has a sigma.
     assert (score.sigma > 0) == (loss == "gaussian")
     assert ("tie_threshold" in dict(scorer.model.named_parameters())) == (loss == "rao_kupper")
+
+
+@pytest.fixture
+def damageable(settings, trained, tmp_path):
+    """Settings of the trained run, which is put back as it was after the test."""
+    shutil.copytree(trained.folder, tmp_path / "whole")
+    yield parse_config(RewardTrainConfig, settings(trained.folder))
+    shutil.rmtree(trained.folder)
+    shutil.copytree(tmp_path / "whole", trained.folder)
+
+
+def checkpoints_of(config):
+    """The newest and the best."""
+    found = (config.output_dir / CHECKPOINTS).glob("checkpoint-*")
+    newest = max(found, key=lambda path: int(path.name.split("-")[1]))
+    state = json.loads((newest / "trainer_state.json").read_text())
+    return newest, newest.parent / Path(state["best_model_checkpoint"]).name
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_model(
+    damageable, trained, caplog
+):
+    newest, best = checkpoints_of(damageable)
+    assert best != newest
+    optimizer = newest / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    resumed = train_reward(damageable)
+    assert f"{optimizer} has " in caplog.text
+    assert (newest.parent / f"damaged-{newest.name}").is_dir()
+    assert resumed.report == trained.report
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_is_refused(damageable):
+    _, best = checkpoints_of(damageable)
+    weights = bytearray((best / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (best / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=rf"{best.name}/model\.safetensors was changed(.|\n)*anew"):
+        train_reward(damageable)
+
+
+def test_a_folder_in_use_and_a_run_on_other_picks_are_refused(damageable):
+    with (
+        FolderLock(damageable.output_dir),
+        pytest.raises(FolderInUseError, match="in use by process"),
+    ):
+        train_reward(damageable)
+    inputs = damageable.output_dir / "inputs.json"
+    there = json.loads(inputs.read_text())
+    inputs.write_text(json.dumps(there | {"snapshot_digest": "another"}))
+    with pytest.raises(ValueError, match=r"snapshot_digest: 'another' there, '\w+' now"):
+        train_reward(damageable)
 
 
 def test_a_folder_with_other_settings_is_refused(settings, trained):
