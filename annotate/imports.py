@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def read_records(path: Path, record: type[R]) -> list[R]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                records.append(record.model_validate_json(line))
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                records.append(record.model_validate_json(text))
             except ValidationError as error:
                 raise StoreError(f"{path}, line {number}: {error}") from error
     return records
@@ -149,7 +151,6 @@ def _read_rankings(path: Path) -> list[RankedImages]:
 
 def read_image(path: Path) -> bytes:
     """The bytes of an image file; FileNotFoundError names it."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no image {path}") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image {path}")
+    return path.read_bytes()

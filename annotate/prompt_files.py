@@ -33,15 +33,24 @@ def read_prompts(path: Path, split: Split | str = Split.TRAIN) -> list[Prompt]:
     """
     if path.suffix not in READERS:
         raise ValueError(f"{path} is none of {', '.join(READERS)}; prompts are read from these")
-    found: dict[str, Prompt] = {}
-    for number, row in READERS[path.suffix](path):
-        try:
-            prompt = _prompt(row, Split(split))
-        except (ValidationError, ValueError) as error:
-            raise StoreError(f"{path}, row {number}: {error}") from error
-        if prompt is not None:
-            found.setdefault(prompt.id, prompt)
-    return list(found.values())
+    found: dict[str, tuple[int, Prompt]] = {}
+    try:
+        for number, row in READERS[path.suffix](path):
+            try:
+                prompt = _prompt(row, Split(split))
+            except (ValidationError, ValueError) as error:
+                raise StoreError(f"{path}, row {number}: {error}") from error
+            if prompt is None:
+                continue
+            first, known = found.setdefault(prompt.id, (number, prompt))
+            if known != prompt:
+                raise StoreError(
+                    f"{path}, row {number}: id {prompt.id!r} is that of row {first}, "
+                    "which says otherwise"
+                )
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not UTF-8 text: {error}") from error
+    return [prompt for _, prompt in found.values()]
 
 
 def prompt_id(text: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from annotate.commands.actions import Action, add_actions, add_studio_arguments
+from annotate.commands.actions import Action, add_actions, add_studio_arguments, writing
 from annotate.commands.store import ROLES, add_password_arguments, ask_password, open_studio
 
 HELP = "Keep a studio's database: upgrade, check, back up, restore, accounts."
@@ -54,7 +54,7 @@ def _backup_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _backup(args: argparse.Namespace) -> None:
-    with open_studio(args.studio, args.images) as store:
+    with open_studio(args.studio, args.images) as store, writing(args.folder):
         backup = store.backup(args.folder)
     print(f"{sum(backup.rows.values())} rows of {len(backup.rows)} tables in {args.folder}")
 

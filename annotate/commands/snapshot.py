@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotate.commands.actions import Action, add_actions
+from annotate.commands.actions import Action, add_actions, writing
 from annotate.commands.store import open_studio
 from annotate.pairs import PAIR_POLICIES
 from annotate.schema import Question, Split
@@ -40,10 +40,16 @@ def _cut_arguments(parser: argparse.ArgumentParser) -> None:
         "--without-images", action="store_true", help="only name the images, by their hashes"
     )
     parser.add_argument(
-        "--question", action="append", choices=[*Question], help="keep only this; may be repeated"
+        "--question",
+        action="append",
+        choices=[word.value for word in Question],
+        help="keep only this; may be repeated",
     )
     parser.add_argument(
-        "--split", action="append", choices=[*Split], help="keep only this; may be repeated"
+        "--split",
+        action="append",
+        choices=[word.value for word in Split],
+        help="keep only this; may be repeated",
     )
     parser.add_argument("--kind", action="append", help="keep only these tasks; may be repeated")
 
@@ -51,7 +57,7 @@ def _cut_arguments(parser: argparse.ArgumentParser) -> None:
 def _cut(args: argparse.Namespace) -> None:
     from annotate.snapshot import cut_snapshot
 
-    with open_studio(args.studio, args.images) as store:
+    with open_studio(args.studio, args.images) as store, writing(args.folder):
         snapshot = cut_snapshot(
             store,
             args.folder,
@@ -87,8 +93,12 @@ def _pairs_arguments(parser: argparse.ArgumentParser) -> None:
         help="win_lose: best against worst (default); implied_all: all pairs that follow; "
         "ranking: best, middle and worst in one line",
     )
-    parser.add_argument("--question", choices=[*Question], help="only tasks that asked this")
-    parser.add_argument("--split", choices=[*Split], help="only prompts of this split")
+    parser.add_argument(
+        "--question", choices=[word.value for word in Question], help="only tasks that asked this"
+    )
+    parser.add_argument(
+        "--split", choices=[word.value for word in Split], help="only prompts of this split"
+    )
     parser.add_argument("--images", metavar="FOLDER", help="where to look for images too")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="JSONL file (default: standard output)"
@@ -105,8 +115,9 @@ def _pairs(args: argparse.Namespace) -> None:
         sys.stdout.writelines(lines)
         return
     partial = args.output.with_name(f"{args.output.name}.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(args.output)
+    with writing(args.output):
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.replace(args.output)
     print(f"{len(lines)} lines in {args.output}")
 
 
@@ -154,8 +165,12 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "the images inside; pickapic: its Parquet columns; hpdv3: its JSON",
     )
     parser.add_argument("--policy", choices=[*PAIR_POLICIES], default="win_lose")
-    parser.add_argument("--question", choices=[*Question], help="only tasks that asked this")
-    parser.add_argument("--split", choices=[*Split], help="only prompts of this split")
+    parser.add_argument(
+        "--question", choices=[word.value for word in Question], help="only tasks that asked this"
+    )
+    parser.add_argument(
+        "--split", choices=[word.value for word in Split], help="only prompts of this split"
+    )
     parser.add_argument("--images", metavar="FOLDER", help="where to look for images too")
 
 
@@ -165,7 +180,9 @@ def _export(args: argparse.Namespace) -> None:
 
     snapshot = load_snapshot(args.folder, images=args.images)
     pairs = snapshot.pairs(args.policy, args.question, args.split)
-    print(f"{EXPORTS[args.format](snapshot, pairs, args.file)} rows in {args.file}")
+    with writing(args.file):
+        count = EXPORTS[args.format](snapshot, pairs, args.file)
+    print(f"{count} rows in {args.file}")
 
 
 def _describe(snapshot: Snapshot) -> None:

@@ -40,7 +40,13 @@ def open_studio(studio: str, images: str | None, create: bool = False) -> Prefer
             f"there is no studio at {studio}; `winsome store init {studio}` makes one"
         )
     from annotate.store import PreferenceStore
+    from annotate.store.engine import holds_studio
 
+    if not create and not holds_studio(studio):
+        raise ValueError(
+            f"the database at {studio} is empty: restore a backup with `winsome db restore`, or "
+            "make a new studio with `winsome store init`"
+        )
     return PreferenceStore.open(studio, images=images)
 
 
@@ -134,13 +140,17 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
         "imagereward, hpdv3: JSON of rankings and of comparisons; pickapic: Parquet. "
         "(default: generated or images for a folder, prompts for a file, imagereward for .json)",
     )
-    parser.add_argument("--split", choices=[*Split], default=Split.TRAIN, help="for prompts")
+    parser.add_argument(
+        "--split", choices=[word.value for word in Split], default=Split.TRAIN, help="for prompts"
+    )
     foreign = parser.add_argument_group("answers that were given elsewhere")
     foreign.add_argument("--annotator", metavar="NAME", help="account that the answers go to")
     foreign.add_argument(
         "--source-images", type=Path, metavar="FOLDER", help="folder of the image files"
     )
-    foreign.add_argument("--question", choices=[*Question], default=Question.OVERALL)
+    foreign.add_argument(
+        "--question", choices=[word.value for word in Question], default=Question.OVERALL
+    )
     foreign.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="SHARE", help="for hpdv3 (default: 0)"
     )
@@ -195,7 +205,7 @@ def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question",
         action="append",
-        choices=[*Question],
+        choices=[word.value for word in Question],
         help="what to judge; may be given again (default: overall)",
     )
     parser.add_argument(
@@ -204,7 +214,9 @@ def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotators", type=int, default=1, metavar="K", help="per task (default: 1)"
     )
-    parser.add_argument("--split", choices=[*Split], help="only prompts of this split")
+    parser.add_argument(
+        "--split", choices=[word.value for word in Split], help="only prompts of this split"
+    )
     parser.add_argument("--kind", default="standard", help="a word for these (default: standard)")
     parser.add_argument("--priority", type=int, default=0, help="higher comes first (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the grouping (default: 0)")
@@ -265,6 +277,9 @@ def _policy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _policy(args: argparse.Namespace, store: PreferenceStore) -> None:
+    for part in args.set:
+        if "=" not in part:
+            raise ValueError(f"--set takes FIELD=VALUE, got {part!r}")
     changes = dict(part.partition("=")[::2] for part in args.set)
     policy = store.set_policy(None, **changes) if changes else store.policy()
     for name, value in policy.model_dump().items():
@@ -281,7 +296,9 @@ def _prioritise_arguments(parser: argparse.ArgumentParser) -> None:
 def _prioritise(args: argparse.Namespace, store: PreferenceStore) -> None:
     """A task is worth the mean uncertainty of what it shows."""
     doubt: dict[str, float] = {}
-    for number, line in enumerate(args.scores.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(
+        args.scores.read_text(encoding="utf-8-sig").splitlines(), start=1
+    ):
         try:
             row = json.loads(line)
             doubt[row["candidate_id"]] = float(row["uncertainty"])
@@ -289,6 +306,12 @@ def _prioritise(args: argparse.Namespace, store: PreferenceStore) -> None:
             raise ValueError(
                 f"{args.scores}, line {number}: needs candidate_id and uncertainty ({error!r})"
             ) from error
+    known = {candidate.id for candidate in store.candidates()}
+    unknown = sorted(doubt.keys() - known)
+    if len(unknown) == len(doubt):
+        raise ValueError(f"{args.scores} names no candidate of this studio, such as {unknown[:1]}")
+    if unknown:
+        print(f"Passed over: {len(unknown)} candidates that this studio does not have.")
     values = {
         task.id: sum(doubt[name] for name in task.candidate_ids) / len(task.candidate_ids)
         for task in store.tasks()

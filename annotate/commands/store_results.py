@@ -21,7 +21,7 @@ def _wins_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question",
         action="append",
-        choices=[*Question],
+        choices=[word.value for word in Question],
         help="only tasks that asked this; may be given again (default: all)",
     )
     parser.add_argument(

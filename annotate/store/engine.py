@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from annotate.migrations import upgrade
+from annotate.migrations import current_revision, upgrade
 from annotate.store.errors import ConflictError, NotFoundError, StoreAccessError
 from annotate.tables import SettingRow
 
@@ -138,6 +138,25 @@ class StoreBase:
         if pseudonym_key is not None and stored["pseudonym_key"] != pseudonym_key:
             raise ConflictError("this store was made with another pseudonym key")
         return bytes.fromhex(stored["secret"]), stored["pseudonym_key"].encode()
+
+
+def holds_studio(location: str | Path) -> bool:
+    """Whether there is a schema in the database at ``location``, of whatever revision.
+
+    Raises:
+        StoreAccessError: the database cannot be read.
+    """
+    text = str(location)
+    url = text if "://" in text else f"sqlite:///{Path(location) / DATABASE_FILE}"
+    try:
+        engine = make_engine(url)
+    except ArgumentError as error:
+        raise ValueError(f"not a database URL: {text!r} ({error})") from error
+    try:
+        with _explained_errors(engine):
+            return current_revision(engine) is not None
+    finally:
+        engine.dispose()
 
 
 def make_engine(url: str) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 from sqlalchemy.orm import Session
 
 from annotate.schema import Record
@@ -42,6 +43,10 @@ def load_policy(session: Session) -> WorkPolicy:
     return WorkPolicy() if row is None else WorkPolicy.model_validate_json(row.value)
 
 
+def _said(fault: ErrorDetails) -> str:
+    return "there is no such field" if fault["type"] == "extra_forbidden" else fault["msg"]
+
+
 class PolicyStore(StoreBase):
     """The part of a store that says how work is distributed."""
 
@@ -60,8 +65,12 @@ class PolicyStore(StoreBase):
             try:
                 policy = WorkPolicy.model_validate(load_policy(session).model_dump() | changes)
             except ValidationError as error:
+                faults = "; ".join(
+                    f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {_said(fault)}"
+                    for fault in error.errors()
+                )
                 choices = ", ".join(WorkPolicy.model_fields)
-                raise StoreError(f"not a policy: {error}\nfields are: {choices}") from error
+                raise StoreError(f"not a policy: {faults}\nfields are: {choices}") from error
             row = session.get(SettingRow, KEY)
             if row is None:
                 row = SettingRow(key=KEY)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from studio import answer
+from studio import add_users, answer
 from test_imports import write_folder
 
 from annotate.store import PreferenceStore
@@ -68,6 +68,19 @@ def test_accounts_change(winsome):
         ("store tasks studio", "import candidates first"),
         ("snapshot cut studio s", "no picks to cut a snapshot from"),
         ("snapshot verify s", "no snapshot in s"),
+        ("store status empty", "the database at empty is empty: restore a backup"),
+        ("db check empty", "the database at empty is empty"),
+        ("store import studio latin.txt", "latin.txt is not UTF-8 text"),
+        ("store import studio twice.csv", "twice.csv, row 4: id 'a' is that of row 2"),
+        (
+            "store policy studio --set typo=1",
+            "typo = '1': there is no such field\nfields are: gold",
+        ),
+        ("store policy studio --set typo", "--set takes FIELD=VALUE, got 'typo'"),
+        (
+            "store prioritise studio scores.jsonl",
+            "names no candidate of this studio, such as ['x']",
+        ),
         ("store init studio/winsome.db/x", "cannot use the folder"),
         ("store init postgresql://u@/db", "needs a folder for the images"),
         ("store init postgresql://u@/db?host=nowhere --images i", "cannot use the store at"),
@@ -76,10 +89,44 @@ def test_accounts_change(winsome):
 def test_each_mistake_is_one_clear_message(winsome, line, message):
     winsome("store init studio")
     Path("r.json").write_text("[]")
+    Path("empty").mkdir()
+    Path("empty/winsome.db").touch()
+    Path("latin.txt").write_bytes("ein Plakat f\xfcr Tee".encode("latin-1"))
+    Path("twice.csv").write_text("id,text\na,one\nb,two\na,three\n")
+    Path("scores.jsonl").write_text('{"candidate_id": "x", "uncertainty": 1}\n', "utf-8-sig")
     status, _, error = winsome(line)
     assert status == 2
     assert message in error
     assert "Traceback" not in error
+
+
+def test_the_choices_of_an_option_are_words(winsome, capsys):
+    with pytest.raises(SystemExit):
+        winsome("store tasks studio --question foo")
+    assert (
+        "(choose from 'overall', 'aesthetics', 'instruction', 'detail')" in capsys.readouterr().err
+    )
+
+
+def test_a_disk_that_is_full_is_told_with_the_name_of_what_was_written(
+    winsome, tmp_path, monkeypatch
+):
+    write_folder(tmp_path / "generated")
+    winsome("store init studio")
+    winsome("store import studio generated")
+    winsome("store tasks studio")
+    with PreferenceStore.open("studio") as store:
+        (ada,) = add_users(store, "ada")
+        store.submit(ada.id, answer(store.claim(ada.id), "k"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.fsync", full)
+    for line, name in (("snapshot cut studio cut", "cut"), ("db backup studio kept", "kept")):
+        status, _, error = winsome(line)
+        assert (status, f"{name}: No space left on device" in error) == (2, True), error
+        assert not (tmp_path / name).exists()
 
 
 def test_a_full_disk_loses_nothing(winsome, tmp_path, monkeypatch):
