@@ -167,36 +167,20 @@ def train_dpo(config: DPOConfig) -> RunResult:
 
 def _train_dpo(config: DPOConfig, trainer: Trainer) -> RunResult:
     plan = _plan(config, trainer.engine)
-    validation, cached = config.validation, config.reference.mode == "cached"
+    validation = config.validation
     rows = _preferences(config)
     train, held_out = rows.train, _held_out(rows, validation)
     aside = rows.annotators[: validation.max_samples] if validation.every else []
     data = rows.named(train=train, validation=held_out, **({"annotators": aside} if aside else {}))
     if (found := trainer.begin(data=data)) is not None:
         return found
-    samples = [*train, *held_out, *aside]
-    features = trainer.encoder().encode(
-        [image for sample in samples for image in sample.images],
-        [sample.prompt for sample in samples],
-        config.data,
-    )
-    policy = trainer.build_policy(plan.accumulation, plan.micro, "none" if cached else "copy")
-    draws = _draws(config, trainer, features)
-
-    def batches(part: list, num_draws: int | None, prefix: str = "") -> PreferenceBatches:
-        return _preference_batches(config, part, features, draws, num_draws, prefix)
-
-    training = batches(train, config.reference.draws if cached else None)
-    held = {"validation": batches(held_out, validation.draws, "validation/")}
-    if aside:
-        held["validation/annotators"] = batches(aside, validation.draws, "annotators/")
-    if cached:
-        _store_reference_errors(trainer, policy, plan.micro, {"train": training, **held})
+    training, held = _open_preferences(config, trainer, plan, train, held_out, aside)
+    policy = trainer.policy
     feedback = Feedback(config.objective)
-    num_elements = math.prod(draws.shape)
+    num_elements = math.prod(training.draws.shape)
     first = training.train(_first_part(config, plan, len(train)))
     checks: dict[str, Any] = {}
-    if cached and trainer.run.checkpoints.latest() is None:
+    if config.reference.mode == "cached" and trainer.run.checkpoints.latest() is None:
         beta = preference_objective(config.objective, feedback, num_elements).beta
         checks = _check_reference(trainer, policy, training, first, beta or 0.0)
     _preflight(trainer, plan, "samples", training.probe(first), checks)
@@ -228,6 +212,35 @@ def _train_dpo(config: DPOConfig, trainer: Trainer) -> RunResult:
 
     patience = Patience(validation.patience, validation.min_delta)
     return trainer.fit(train_step, validate, validation.every, patience, feedback)
+
+
+def _open_preferences(
+    config: DPOConfig, trainer: Trainer, plan: BatchPlan, train: list, held_out: list, aside: list
+) -> tuple[PreferenceBatches, dict[str, PreferenceBatches]]:
+    """Batches to train on, and held-out ones by the prefix of their figures.
+
+    Builds the policy, and has the reference's errors where they are cached.
+    """
+    validation, cached = config.validation, config.reference.mode == "cached"
+    samples = [*train, *held_out, *aside]
+    features = trainer.encoder().encode(
+        [image for sample in samples for image in sample.images],
+        [sample.prompt for sample in samples],
+        config.data,
+    )
+    policy = trainer.build_policy(plan.accumulation, plan.micro, "none" if cached else "copy")
+    draws = _draws(config, trainer, features)
+
+    def batches(part: list, num_draws: int | None, prefix: str = "") -> PreferenceBatches:
+        return _preference_batches(config, part, features, draws, num_draws, prefix)
+
+    training = batches(train, config.reference.draws if cached else None)
+    held = {"validation": batches(held_out, validation.draws, "validation/")}
+    if aside:
+        held["validation/annotators"] = batches(aside, validation.draws, "annotators/")
+    if cached:
+        _store_reference_errors(trainer, policy, plan.micro, {"train": training, **held})
+    return training, held
 
 
 def preference_objective(

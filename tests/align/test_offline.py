@@ -61,7 +61,7 @@ def test_sft_learns_and_its_run_folder_tells_everything(data, untrained_folder, 
     assert info["status"] == "finished"
     assert (info["seed"], info["processes"]) == (0, 1)
     assert info["data"]["train"] == 8
-    assert len(info["model_sha256"]) == 64
+    assert len(info["base"]["sha256"]) == 64
     assert info["code"]["version"]
     assert list((result.folder / "trackers").glob("events.*"))
     trained = draw(DiffusionPipeline.from_pretrained(result.export))
