@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import io
 import re
+import resource
+import select
+import socket
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from browser_tools import served
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 from starlette.routing import Mount
 from studio import sha256
-from web_studio import HOST, PASSWORD, SAME_ORIGIN, make_studio, sign_in
+from web_studio import HOST, PASSWORD, PEOPLE, SAME_ORIGIN, make_studio, sign_in
 
 from annotate.records import Candidate, Prompt
 from annotate.store import PreferenceStore, StoreError
 from annotate.web.app import create_app
-from annotate.web.config import LoginThrottle
+from annotate.web.config import LoginThrottle, ServeConfig
 from annotate.web.throttle import MAX_KEYS, FailureLog
 
 TARGETS = (
@@ -166,6 +172,48 @@ def test_ten_thousand_wrong_passwords_are_stopped_and_bounded(app):
     client = TestClient(app, base_url=HOST, headers=SAME_ORIGIN, follow_redirects=False)
     wrong = [client.post("/login", data={"name": "rita", "password": "x"}) for _ in range(8)]
     assert [answer.status_code for answer in wrong] == [401] * 5 + [429] * 3
+
+
+def test_an_office_signs_in_at_once_behind_one_address(store):
+    limits = LoginThrottle(max_failures_per_address=4)
+    app = create_app(store, ServeConfig(login=limits))
+
+    def attempt(login: tuple[str, str]) -> int:
+        client = TestClient(app, base_url=HOST, headers=SAME_ORIGIN, follow_redirects=False)
+        return client.post("/login", data={"name": login[0], "password": login[1]}).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        right = [*pool.map(attempt, [(name, PASSWORD) for name in PEOPLE] * 2)]
+        assert right == [303] * 12
+        wrong = [*pool.map(attempt, [(f"guess-{number}", "x") for number in range(12)])]
+    assert Counter(wrong) == {401: 4, 429: 8}
+
+
+def test_two_hundred_megabytes_are_refused_while_they_are_sent(app):
+    cookie = sign_in(app, "mei").cookies["winsome_session"]
+    size = 200 << 20
+    with served(app) as url:
+        host = url.removeprefix("http://")
+        name, _, port = host.partition(":")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with socket.create_connection((name, int(port)), timeout=30) as connection:
+            head = (
+                f"POST /api/submit HTTP/1.1\r\nHost: {host}\r\nOrigin: {url}\r\n"
+                f"Cookie: winsome_session={cookie}\r\nContent-Length: {size}\r\n\r\n"
+            )
+            connection.sendall(head.encode())
+            sent, answer, block = 0, b"", bytes(1 << 16)
+            while sent < size and not answer:
+                readable, writable, _ = select.select([connection], [connection], [], 30)
+                if readable:
+                    answer = connection.recv(4096)
+                elif writable:
+                    sent += connection.send(block)
+            answer = answer or connection.recv(4096)
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    assert sent < size / 2
+    assert grown_kib < 64 << 10
 
 
 def png_bomb() -> bytes:
