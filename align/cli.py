@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -135,12 +136,27 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def quieten() -> None:
+    """Keep what libraries print on every start from what is printed for a reason.
+
+    Bars are for a terminal; and that there is no GPU is no news on a machine without one.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Setting accelerator to CPU")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit status.
 
     2 for an error that the user can mend, told in one message; 130 when interrupted. Any other
     exception is a defect of the code and keeps its traceback.
     """
+    quieten()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         status = dispatch(name, arguments)

@@ -113,13 +113,14 @@ def cluster_bootstrap(
     values: Sequence[float],
     seed: int = 0,
     num_draws: int = NUM_DRAWS,
-) -> tuple[float, float, float]:
+) -> tuple[float, float | None, float | None]:
     """Mean over groups of each group's mean value, with a 95 % percentile interval.
 
     Whole clusters (prompts) are drawn with replacement: pairs of one prompt are not independent.
 
     Returns:
-        (estimate, low, high)
+        (estimate, low, high); low and high are None for a single cluster, whose draws are all
+        alike.
     """
     cluster_index = np.unique(clusters, return_inverse=True)[1]
     group_names, group_index = np.unique(groups, return_inverse=True)
@@ -128,6 +129,8 @@ def cluster_bootstrap(
     np.add.at(sums, (cluster_index, group_index), np.asarray(values, dtype=np.float64))
     np.add.at(counts, (cluster_index, group_index), 1.0)
     estimate = float((sums.sum(0) / counts.sum(0)).mean())
+    if shape[0] == 1:
+        return estimate, None, None
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(shape[0], np.full(shape[0], 1.0 / shape[0]), size=num_draws)
     drawn_counts = draws @ counts
@@ -246,7 +249,7 @@ def _measure(pairs: Sequence[ScoredPair], seed: int) -> dict[str, Any]:
     }
 
 
-_Bounds = tuple[float, float, float] | tuple[None, None, None]
+_Bounds = tuple[float | None, float | None, float | None]
 
 
 def _beside_designers(
@@ -368,10 +371,17 @@ def require_accuracy(folder: str | Path, minimum: float) -> dict[str, Any]:
     if accuracy < minimum:
         raise ValueError(
             f"reward model {folder} is refused: held-out accuracy is {accuracy:.3f} "
-            f"(95 % interval {report['ci_low']:.3f} to {report['ci_high']:.3f}, designers "
+            f"({describe_interval(report)}, designers "
             f"{_percent(report['ceiling'])}), expected at least {minimum:.3f}"
         )
     return report
+
+
+def describe_interval(figures: Mapping[str, Any]) -> str:
+    """The interval in words; of a single prompt there is none."""
+    if figures["ci_low"] is None:
+        return "no interval: one prompt"
+    return f"95 % interval {figures['ci_low']:.3f} to {figures['ci_high']:.3f}"
 
 
 def _percent(value: float | None) -> str:

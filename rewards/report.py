@@ -60,7 +60,7 @@ def render_report(report: Mapping[str, Any], minimum: float | None = None) -> st
 def _verdict(report: Mapping[str, Any], minimum: float | None) -> str:
     text = (
         f"{_number(report['accuracy'])} of held-out pairs as designers have them "
-        f"({_number(report['ci_low'])} to {_number(report['ci_high'])}); "
+        f"({_interval(report)}); "
         f"designers among themselves {_number(report['ceiling'])}."
     )
     if minimum is not None:
@@ -76,7 +76,7 @@ def _criteria(report: Mapping[str, Any]) -> str:
         (
             name,
             _number(of["accuracy"]),
-            f"{_number(of['ci_low'])} to {_number(of['ci_high'])}",
+            _interval(of),
             _number(of["ceiling"]),
             _number(of["accuracy_on_ceiling_pairs"]),
             *(_number(of.get(key)) for key in ("tau_b", "regret", "regret_random", "brier", "nll")),
@@ -120,6 +120,12 @@ def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(str(c))}</{tag}>" for c in cells) + "</tr>"
 
     return "<table>" + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"
+
+
+def _interval(of: Mapping[str, Any]) -> str:
+    if of["ci_low"] is None:
+        return "no interval: one prompt"
+    return f"{_number(of['ci_low'])} to {_number(of['ci_high'])}"
 
 
 def _number(value: float | None) -> str:

@@ -75,6 +75,21 @@ def test_each_help_has_an_example_that_parses(name):
                 parser.parse_args(shlex.split(example)[2:])
 
 
+def test_no_news_is_kept_back_and_news_is_not():
+    program = """
+import logging, os
+from align.cli import main
+main(["--version"])
+logger = logging.getLogger("DeepSpeed")
+logger.warning("Setting accelerator to CPU. If you have GPU or other accelerator, ...")
+logger.warning("something is wrong")
+print(os.environ["HF_HUB_DISABLE_PROGRESS_BARS"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "something is wrong\n"
+    assert done.stdout.endswith("\n1\n")
+
+
 def test_an_unknown_command_suggests_the_nearest(capsys):
     assert cli.main(["snapshto"]) == 2
     error = capsys.readouterr().err

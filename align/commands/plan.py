@@ -116,6 +116,8 @@ def curve(plans: Sequence[Plan]) -> str:
         lines.append(
             f"  {plan.count:4d} {plan.step_seconds:8.4g} {plan.tokens_per_second:9.4g} {share:9.1%}"
         )
+    if any(first.step_seconds > plan.step_seconds for plan in plans):
+        lines.append("  above 100 %: more GPUs share the optimizer's own work")
     return "\n".join(lines)
 
 

@@ -196,7 +196,9 @@ def describe_report(report: dict[str, Any]) -> str:
     lines = [f"{'':12} {'accuracy':>8}  {'95 % interval':^14}  {'designers':>9}  {'pairs':>6}"]
     for name, row in [*report["criteria"].items(), ("mean", report)]:
         ceiling = "-" if row["ceiling"] is None else f"{row['ceiling']:.3f}"
-        interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}"
+        # The prompts of one cannot be drawn anew.
+        is_known = row["ci_low"] is not None
+        interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}" if is_known else "none: 1 prompt"
         lines.append(
             f"{name:12} {row['accuracy']:8.3f}  {interval:^14}  {ceiling:>9}  {row['num_pairs']:>6}"
         )

@@ -8,6 +8,7 @@ from rewards.evaluate import (
     agreement_pairs,
     build_report,
     cluster_bootstrap,
+    describe_interval,
     fit_temperature,
     negative_log_likelihood,
     require_accuracy,
@@ -171,3 +172,8 @@ def test_the_gate_refuses_a_report_on_other_weights(model_folder):
     (model_folder / WEIGHTS_FILE).write_bytes(b"swapped")
     with pytest.raises(ValueError, match="reports on weights"):
         require_accuracy(model_folder, 0.5)
+
+
+def test_a_single_prompt_has_no_interval():
+    assert cluster_bootstrap("aaa", ["x"] * 3, [1, 0, 1]) == (pytest.approx(2 / 3), None, None)
+    assert describe_interval({"ci_low": None, "ci_high": None}) == "no interval: one prompt"
