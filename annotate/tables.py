@@ -195,8 +195,16 @@ class AssignmentRow(Base):
             sqlite_where=text("state = 'leased'"),
             postgresql_where=text("state = 'leased'"),
         ),
-        # What progress counts of one annotator.
-        Index("ix_assignment_annotator", "annotator_id", "state", "lane"),
+        # What progress counts of one annotator. Partial: statistics taken while most slots are open
+        # would tell SQLite's planner that one annotator's are nearly all rows, and it would scan.
+        Index(
+            "ix_assignment_annotator",
+            "annotator_id",
+            "state",
+            "lane",
+            sqlite_where=text("annotator_id IS NOT NULL"),
+            postgresql_where=text("annotator_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)

@@ -32,7 +32,13 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_next_task_assignment_id"), "next_task", ["assignment_id"])
     op.drop_index("ix_assignment_annotator_id_state", "assignment")
-    op.create_index("ix_assignment_annotator", "assignment", ["annotator_id", "state", "lane"])
+    op.create_index(
+        "ix_assignment_annotator",
+        "assignment",
+        ["annotator_id", "state", "lane"],
+        sqlite_where=sa.text("annotator_id IS NOT NULL"),
+        postgresql_where=sa.text("annotator_id IS NOT NULL"),
+    )
     op.execute(f"UPDATE assignment SET lane = 2 WHERE task_id IN ({CHECKS})")
 
 
