@@ -148,8 +148,9 @@ class Disputes {
   draw() {
     const { dispute } = this;
     if (!dispute) {
-      const undo = this.act("undo", () => this.undo());
-      this.root.replaceChildren(make("p", { class: "rv-note", text: t("dispute.none") }), this.status, undo);
+      const note = make("p", { class: "rv-note", text: t("dispute.none") });
+      const undo = make("div", { class: "rv-buttons" }, this.act("undo", () => this.undo()));
+      this.root.replaceChildren(note, this.status, ...(this.given.length > 0 ? [undo] : []));
       return;
     }
     const facts = t("dispute.facts", {
