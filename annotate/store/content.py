@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -11,18 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from annotate.schema import Candidate, Generation, Prompt, Split
 from annotate.store.engine import StoreBase, batches, insert_rows, require_rows
 from annotate.store.errors import ConflictError, StoreError
+from annotate.store.pictures import png_size
 from annotate.tables import CandidateRow, PromptRow
 
 ImageSource = str | Path | Mapping[str, str | Path | bytes]
-MAX_PIXELS = 1 << 26
-"""8192 x 8192; a larger image is refused."""
 
 
 class ContentStore(StoreBase):
@@ -117,32 +114,6 @@ class ContentStore(StoreBase):
 def sha256_of(data: bytes) -> str:
     """The name of an image: the SHA-256 of its PNG file's bytes."""
     return hashlib.sha256(data).hexdigest()
-
-
-def png_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a PNG whose pixels all decode; StoreError for anything else."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # A few kilobytes can say that they hold gigabytes: asked before anything is unpacked.
-            if image.width * image.height > MAX_PIXELS:
-                pixels = image.width * image.height
-                raise StoreError(f"the image has {pixels} pixels, at most {MAX_PIXELS} are taken")
-            image.verify()  # every chunk is whole, to the last; needs the file afresh afterwards
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.format != "PNG":
-                raise StoreError(f"the image is {image.format}, expected PNG")
-            return image.size
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"the image cannot be decoded: {error}") from error
 
 
 def write_once(path: Path, data: bytes) -> None:

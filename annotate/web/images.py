@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from annotate.store.pictures import SIGNATURE, png_chunks
 
 # Pixels, palette, transparency, and how the values mean colours. All else could tell where an
 # image came from: text with the prompt or seed, EXIF, times, the writing program's own chunks.
@@ -25,7 +24,7 @@ def strip_metadata(data: bytes) -> bytes:
         ValueError: ``data`` is no whole PNG.
     """
     parts = [SIGNATURE]
-    for kind, body in _chunks(data):
+    for kind, body in png_chunks(data):
         if kind not in KEPT_CHUNKS:
             continue
         if kind == b"iCCP":
@@ -33,20 +32,3 @@ def strip_metadata(data: bytes) -> bytes:
         parts.append(struct.pack(">I", len(body)) + kind + body)
         parts.append(struct.pack(">I", zlib.crc32(kind + body)))
     return b"".join(parts)
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    if not data.startswith(SIGNATURE):
-        raise ValueError(f"not a PNG: it begins with {data[:8]!r}")
-    offset = len(SIGNATURE)
-    while offset + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, offset)
-        kind = data[offset + 4 : offset + 8]
-        end = offset + 8 + length
-        if end + 4 > len(data):
-            break
-        yield kind, data[offset + 8 : end]
-        if kind == b"IEND":
-            return
-        offset = end + 4
-    raise ValueError("the PNG ends in the middle of a chunk")
