@@ -157,6 +157,7 @@ class ReviewStore(WithdrawalStore):
                 PickRow.status == "current",
                 PickRow.outcome == Outcome.FLAG,
                 TaskRow.closed_at.is_(None),
+                TaskRow.kind.not_in(CHECK_KINDS),
             )
             .order_by(PickRow.id.desc())
             .limit(MAX_CONSIDERED)

@@ -32,9 +32,7 @@ class UserStore(StoreBase):
 
     def add_user(self, name: str, password: str, role: str = "annotator") -> User:
         """Create an account; names are compared without case."""
-        name = unicodedata.normalize("NFKC", name).strip()
-        if not name or len(name) > 200:
-            raise StoreError(f"a user name has 1 to 200 characters, got {name!r}")
+        name = _checked_name(name)
         if role not in ROLES:
             raise StoreError(f"unknown role {role!r}; choose one of {', '.join(ROLES)}")
         row = UserRow(
@@ -59,6 +57,7 @@ class UserStore(StoreBase):
 
         ConflictError when the name is that of somebody who can.
         """
+        name = _checked_name(name)
         with self._write() as session:
             row = session.scalar(select(UserRow).where(UserRow.name_norm == _normalise(name)))
             if row is None:
@@ -179,6 +178,24 @@ def _active_or_not(session: Session, user_id: int) -> UserRow:
 
 def _user(row: UserRow) -> User:
     return User(id=row.id, name=row.name, role=row.role, is_active=row.is_active)
+
+
+def _checked_name(name: str) -> str:
+    """The name as it is stored; two accounts must not look the same where one is read.
+
+    Refused are the general categories Cc, Cf, Cs, Zl and Zp of Unicode: controls, line ends, zero
+    width and direction marks.
+    """
+    name = unicodedata.normalize("NFKC", name).strip()
+    if not name or len(name) > 200:
+        raise StoreError(f"a user name has 1 to 200 characters, got {name!r}")
+    for character in name:
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            raise StoreError(
+                f"a user name has no control and no invisible characters, got U+"
+                f"{ord(character):04X} in {name!a}"
+            )
+    return name
 
 
 def _normalise(name: str) -> str:

@@ -40,6 +40,22 @@ def test_the_dispute_queue_has_what_people_disagree_on_or_flagged(studio):
     assert [row.agreement for row in studio.disputes()] == [pytest.approx(1 / 3), 1]
 
 
+def test_a_flagged_check_is_not_for_the_queue(studio):
+    fill(studio, tasks=3, each=3)
+    claim = studio.claim(studio.user("cy").id)
+    studio.submit(studio.user("cy").id, answer(claim, "flagged", "flag"))
+    assert claim.task_id in {row.task_id for row in studio.disputes()}
+    with Session(studio.engine) as session, session.begin():
+        session.get_one(TaskRow, claim.task_id).kind = "gold"
+    assert claim.task_id not in {row.task_id for row in studio.disputes()}
+
+
+@pytest.mark.parametrize("name", ["ada\u200b", "a\u202eda", "ada\nbo", "a\0da", "a\u2066da"])
+def test_no_account_has_invisible_characters_in_its_name(studio, name):
+    with pytest.raises(StoreError, match=r"no invisible characters, got U\+"):
+        studio.add_user(name, "password-1234")
+
+
 def test_a_review_overrides_in_the_snapshot_and_not_in_the_store(studio, tmp_path):
     rita, (dispute,) = studio.user("rita").id, studio.disputes()
     with Session(studio.engine) as session:
