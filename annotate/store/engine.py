@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import secrets
+import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import Engine, Insert, create_engine, event, insert, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from annotate.migrations import current_revision, upgrade
-from annotate.store.errors import ConflictError, NotFoundError, StoreAccessError
+from annotate.store.errors import ConflictError, NotFoundError, StoreAccessError, StoreError
 from annotate.tables import SettingRow
 
 DATABASE_FILE = "winsome.db"
 IMAGES_FOLDER = "images"
-BUSY_TIMEOUT_S = 30
+BUSY_TIMEOUT_S = 5
+"""Seconds that a request waits for another writer: well under a page's own limit of 15 s."""
 MAX_BOUND_VALUES = 500
 
 
@@ -34,7 +36,7 @@ class StoreBase:
         self.images = images
         self._writer = engine.execution_options(winsome_write=True)
         # SQLite has one writer: queueing in the process is fairer and faster than busy polling.
-        self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
+        self._write_lock = threading.Lock() if self.is_sqlite else None
         self._secret, self._pseudonym_key = self._load_keys(pseudonym_key)
 
     @classmethod
@@ -112,11 +114,24 @@ class StoreBase:
         """A transaction that may write; committed on leaving, or rolled back whole."""
         with (
             _explained_errors(self.engine),
-            self._write_lock,
+            self._turn_to_write(),
             Session(self._writer, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
+
+    @contextmanager
+    def _turn_to_write(self) -> Iterator[None]:
+        if self._write_lock is None:
+            yield
+            return
+        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
+            where = self.engine.url.render_as_string(hide_password=True)
+            raise StoreAccessError(f"the store at {where} is busy with another write", code="busy")
+        try:
+            yield
+        finally:
+            self._write_lock.release()
 
     def _insert_new(self, row: type[Any]) -> Insert:
         """An INSERT that leaves rows alone which exist already."""
@@ -209,12 +224,17 @@ def _explained_errors(engine: Engine) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise ConflictError(f"the store refuses this: {str(error.orig).strip()}") from error
+    except DataError as error:
+        raise StoreError(f"the store cannot hold this: {str(error.orig).strip()}") from error
     except DatabaseError as error:
         if type(error) not in (OperationalError, DatabaseError):
             raise
         where = engine.url.render_as_string(hide_password=True)
+        number = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the extended code
+        is_busy = number in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         raise StoreAccessError(
-            f"cannot use the store at {where}: {str(error.orig).strip()}"
+            f"cannot use the store at {where}: {str(error.orig).strip()}",
+            code="busy" if is_busy else "storage",
         ) from error
 
 

@@ -7,12 +7,13 @@ class StoreError(ValueError):
     """A request that the store refuses; the message says why and what would be right.
 
     ``code`` names the refusals that people meet while they label, so that a page can say them in
-    their language: ``error.<code>`` of the catalogues.
+    their language: ``error.<code>`` of the catalogues. ``value`` is the ``{value}`` in that text.
     """
 
-    def __init__(self, message: str, code: str = ""):
+    def __init__(self, message: str, code: str = "", value: object = ""):
         super().__init__(message)
         self.code = code
+        self.value = value
 
 
 class NotFoundError(StoreError):
@@ -28,4 +29,11 @@ class LeaseError(StoreError):
 
 
 class StoreAccessError(OSError):
-    """The database or its folder cannot be read or written."""
+    """The database or its folder cannot be read or written.
+
+    ``code`` is ``busy`` where another program holds the database, else ``storage``.
+    """
+
+    def __init__(self, message: str, code: str = "storage"):
+        super().__init__(message)
+        self.code = code

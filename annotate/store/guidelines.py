@@ -66,8 +66,15 @@ class GuidelineStore(StoreBase):
         with self._read() as session:
             found = session.execute(query.order_by(GuidelineRow.version.desc()).limit(1)).first()
         if found is None and version is not None:
-            raise NotFoundError(f"there is no version {version} of the guideline")
+            raise no_version(version)
         return _version(*found) if found else None
+
+
+def no_version(version: int) -> NotFoundError:
+    """The refusal of a version that nobody wrote."""
+    return NotFoundError(
+        f"there is no version {version} of the guideline", code="no_guideline", value=version
+    )
 
 
 def _version(row: GuidelineRow, author: str) -> GuidelineVersion:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -9,6 +12,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from annotate.schema import Criterion, Outcome, Pick, Question, Reason, Record
+
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+"""An id, a count or a version from outside: what both engines' integers hold."""
+
+_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
 ROLE_LEVEL = {"annotator": 0, "reviewer": 1, "lead": 2, "engineer": 2, "admin": 3}
 GUIDELINE_AUTHORS = ("lead", "admin")
@@ -65,12 +73,34 @@ class Claim:
     """The answer that this annotator took back, to go on from."""
 
 
+class Sent(Record):
+    """A record that a browser sent and the store keeps: both engines can hold its texts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_stored(cls, values: Any) -> Any:
+        # Not by recursion: what is sent may be nested as deep as the JSON parser goes.
+        waiting = [("", values)]
+        while waiting:
+            field, value = waiting.pop()
+            if isinstance(value, Mapping):
+                waiting += [(field or str(key), part) for key, part in value.items()]
+                waiting += [(field, key) for key in value]
+            elif isinstance(value, list | tuple):
+                waiting += [(field, part) for part in value]
+            elif isinstance(value, str) and _UNSTORABLE.search(value):
+                raise ValueError(f"{field!a} has a NUL character or half a surrogate pair")
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field!a} must be finite, got {value}")
+        return values
+
+
 class ShownRegion(Record):
     """A faulty rectangle of the candidate at ``position``, in pixels of the stored image."""
 
-    position: int = Field(ge=0)
-    x: int = Field(ge=0)
-    y: int = Field(ge=0)
+    position: Number
+    x: Number
+    y: Number
     width: int = Field(ge=1, lt=2**31)
     height: int = Field(ge=1, lt=2**31)
     criterion: Criterion | None = None
@@ -79,7 +109,7 @@ class ShownRegion(Record):
 class ShownMark(Record):
     """A rating or a thumb, or both, for the candidate at ``position``."""
 
-    position: int = Field(ge=0)
+    position: Number
     rating: int | None = Field(default=None, ge=1, le=5)
     thumb: Literal["up", "down"] | None = None
 
@@ -90,23 +120,23 @@ class ShownMark(Record):
         return self
 
 
-class Submission(Record):
+class Submission(Sent):
     """One answer as the browser sends it: positions on the screen, not ordinals."""
 
     idempotency_key: str = Field(min_length=8, max_length=64)
     """Chosen by the client once per answer; sending it again gives the same pick."""
     assignment_id: int
-    lease_token: str
+    lease_token: str = Field(max_length=500)
     outcome: Outcome
-    win_position: int | None = Field(default=None, ge=0)
-    lose_position: int | None = Field(default=None, ge=0)
+    win_position: Number | None = None
+    lose_position: Number | None = None
     note: str = Field(default="", max_length=2000)
     """Free text; required for ``flag``."""
     reasons: tuple[Reason, ...] = Field(default=(), max_length=6)
     """Why the best won and the worst lost; for ``picked`` alone."""
     regions: tuple[ShownRegion, ...] = Field(default=(), max_length=32)
     marks: tuple[ShownMark, ...] = Field(default=(), max_length=9)
-    guideline_version: int | None = None
+    guideline_version: Number | None = None
     """The guideline that the annotator had on the page."""
     active_ms: int | None = Field(default=None, ge=0, lt=2**31)
     wall_ms: int | None = Field(default=None, ge=0, lt=2**31)
@@ -182,7 +212,7 @@ class Example(Record):
 GuidelineText = Annotated[str, Field(max_length=20_000)]
 
 
-class Guideline(Record):
+class Guideline(Sent):
     """How to judge: a text for each question and language, and worked examples."""
 
     texts: dict[Literal["en", "zh"], dict[Literal["general"] | Question, GuidelineText]]

@@ -17,11 +17,11 @@ from pydantic import Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
-from annotate.schema import Outcome, Question, Record
+from annotate.schema import Outcome, Question
 from annotate.store.audit import append_event
 from annotate.store.checks import CHECK_KINDS
 from annotate.store.errors import NotFoundError, StoreError
-from annotate.store.models import ROLE_LEVEL
+from annotate.store.models import ROLE_LEVEL, Sent
 from annotate.store.slots import add_slot, lock_task
 from annotate.store.withdrawals import WithdrawalStore, holds
 from annotate.tables import (
@@ -37,7 +37,7 @@ from annotate.tables import (
 )
 
 
-class Verdict(Record):
+class Verdict(Sent):
     """A reviewer's word on one task."""
 
     decision: str

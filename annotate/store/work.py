@@ -24,6 +24,7 @@ from annotate.store.details import (
     withdrawn_answer,
 )
 from annotate.store.errors import ConflictError, LeaseError, NotFoundError, StoreError
+from annotate.store.guidelines import no_version
 from annotate.store.leases import LeaseStore
 from annotate.store.media import MediaStore
 from annotate.store.models import Claim, Progress, StoredPick, Submission
@@ -33,6 +34,7 @@ from annotate.store.results import ResultStore
 from annotate.store.slots import CHECK_LANE, lock_task
 from annotate.tables import (
     AssignmentRow,
+    GuidelineRow,
     PickRow,
     PromptRow,
     TaskRow,
@@ -133,6 +135,9 @@ class WorkStore(LeaseStore, QueueStore, MediaStore, ResultStore):
             if slot is None:
                 raise NotFoundError(f"there is no assignment {submission.assignment_id}")
             status = self._settle_slot(session, slot, user_id, submission.outcome)
+            version = submission.guideline_version
+            if version is not None and session.get(GuidelineRow, version) is None:
+                raise no_version(version)
             row, details = self._new_pick(session, slot, user_id, submission, status)
             row.body_sha256 = body
             row.submitted_at = now

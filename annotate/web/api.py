@@ -19,6 +19,7 @@ from annotate.store.errors import NotFoundError
 from annotate.store.models import (
     GUIDELINE_AUTHORS,
     Claim,
+    Number,
     OwnPick,
     Progress,
     Submission,
@@ -85,7 +86,7 @@ def api_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
         return {"sources": [f"/media/{token}" for token in store.peek(user.id)]}
 
     @router.get("/api/history")
-    def history(user: CurrentUser, before: int | None = None) -> dict[str, Any]:
+    def history(user: CurrentUser, before: Number | None = None) -> dict[str, Any]:
         """The user's own current answers, newest first; ``before`` pages on."""
         picks = store.history(user.id, HISTORY_PAGE, before)
         return {"picks": [_own_pick(pick) for pick in picks], "more": len(picks) == HISTORY_PAGE}

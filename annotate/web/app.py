@@ -111,7 +111,7 @@ def _add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(StoreError)
     def refuse(request: Request, error: StoreError) -> Response:
         status = next(code for kind, code in ERROR_STATUS if isinstance(error, kind))
-        return refusal(request.headers, status, error.code, str(error))
+        return refusal(request.headers, status, error.code, str(error), value=error.value)
 
     @app.exception_handler(RequestValidationError)
     def refuse_body(request: Request, error: RequestValidationError) -> Response:

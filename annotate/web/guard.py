@@ -6,6 +6,7 @@ endpoints are no access boundary. Whatever is not listed as public needs a sessi
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from urllib.parse import quote, unquote, urlsplit
@@ -16,8 +17,12 @@ from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from annotate.store.errors import StoreAccessError
 from annotate.store.models import User
 from annotate.web.refusals import refusal
+
+_log = logging.getLogger(__name__)
+RETRY_AFTER_S = 5
 
 SESSION_COOKIE = "winsome_session"
 USER_KEY = "winsome.user"
@@ -61,7 +66,7 @@ class Guard:
     ):
         self._app = app
         self._find_user = find_user
-        self._public_host = urlsplit(public_url).netloc.lower() if public_url else None
+        self._public_origin = _origin(public_url) if public_url else None
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,8 +76,12 @@ class Guard:
                 await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
@@ -80,8 +89,15 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refused = await self._refusal(scope)
-        await (refused or self._app)(scope, receive, send_with_headers)
+        try:
+            refused = await self._refusal(scope)
+            await (refused or self._app)(scope, receive, send_with_headers)
+        except Exception as error:
+            if started:
+                raise
+            # Told here, not by the server around us: its bare text would lack our headers.
+            failed = _failure(Headers(scope=scope), error)
+            await failed(scope, receive, send_with_headers)
 
     async def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that must not pass, or None. Notes the user in the scope."""
@@ -90,7 +106,7 @@ class Guard:
         if _UNUSED_ROUTES.search(path) or _UNUSED_ROUTES.search(unquote(path)):
             return refusal(headers, 404, "no_page")
         if scope["method"] not in SAFE_METHODS:
-            if not self._is_same_origin(headers):
+            if not self._is_same_origin(scope["scheme"], headers):
                 return refusal(headers, 403, "origin")
             if "transfer-encoding" in headers:
                 return refusal(headers, 411, "no_length")
@@ -110,7 +126,7 @@ class Guard:
             return refusal(headers, 403, "role")
         return None
 
-    def _is_same_origin(self, headers: Headers) -> bool:
+    def _is_same_origin(self, scheme: str, headers: Headers) -> bool:
         """Whether a page of ours sent this. A browser always says; silence is refused."""
         site = headers.get("sec-fetch-site")
         origin = headers.get("origin")
@@ -118,8 +134,25 @@ class Guard:
             return False
         if origin is None:
             return site == "same-origin"
-        expected = self._public_host or headers.get("host", "").lower()
-        return urlsplit(origin).netloc.lower() == expected
+        # The scheme is that which a trusted proxy names, else the connection's own.
+        expected = self._public_origin or (scheme, headers.get("host", "").lower())
+        return _origin(origin) == expected
+
+
+def _origin(url: str) -> tuple[str, str]:
+    """(scheme, host with port) of an address."""
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.netloc.lower()
+
+
+def _failure(headers: Headers, error: Exception) -> Response:
+    """The answer to what no route foresaw; its details go to the log alone."""
+    if isinstance(error, StoreAccessError):
+        _log.warning("the store did not answer: %s", error)
+        retry = {"Retry-After": str(RETRY_AFTER_S)}
+        return refusal(headers, 503, error.code, answer_headers=retry)
+    _log.error("a request failed", exc_info=error)
+    return refusal(headers, 500, "internal")
 
 
 def _is_below(path: str, roots: tuple[str, ...]) -> bool:

@@ -15,6 +15,8 @@ from annotate.store.models import (
     Guideline,
     GuidelineText,
     GuidelineVersion,
+    Number,
+    Sent,
 )
 from annotate.web.signed_in import CurrentUser
 
@@ -31,10 +33,10 @@ class ShownExample(Record):
     why: dict[Language, Annotated[str, Field(max_length=2000)]]
 
 
-class Draft(Record):
+class Draft(Sent):
     """The next version, and the one that its author started from."""
 
-    replaces: int | None
+    replaces: Number | None
     texts: dict[Language, dict[Literal["general"] | Question, GuidelineText]]
     examples: tuple[ShownExample, ...] = Field(default=(), max_length=60)
 
@@ -44,7 +46,7 @@ def guideline_routes(store: PreferenceStore) -> APIRouter:
     router = APIRouter()
 
     @router.get("/api/guideline")
-    def read(user: CurrentUser, version: int | None = None) -> dict[str, Any]:
+    def read(user: CurrentUser, version: Number | None = None) -> dict[str, Any]:
         """A version, by default the newest; version null for a studio that has written none."""
         return _answer(store, user.id, store.guideline(version))
 

@@ -15,12 +15,13 @@ def refusal(
     code: str,
     detail: str = "",
     answer_headers: dict[str, str] | None = None,
+    value: object = "",
 ) -> Response:
     """``{"error": text, "code": code}``, or a page with that text for who opens one in a browser.
 
     ``detail`` is the text where the catalogues have no such code.
     """
-    text = say(headers, code, detail)
+    text = say(headers, code, detail).replace("{value}", str(value))
     if "text/html" in headers.get("accept", ""):
         page = refused_page(asked_language(headers), text)
         return HTMLResponse(page, status_code=status, headers=answer_headers)

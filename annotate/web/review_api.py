@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from annotate.store import Dispute, PreferenceStore, Verdict
 from annotate.store.errors import NotFoundError
+from annotate.store.models import Number
 from annotate.tables import CAUSES
 from annotate.web.aggregates import FigureCache, Figures
 from annotate.web.quality import to_csv
@@ -128,7 +129,7 @@ def _add_disputes(router: APIRouter, store: PreferenceStore) -> None:
         return {"review": number}
 
     @router.delete("/reviews/{number}")
-    def withdraw(user: CurrentUser, number: int) -> dict[str, str]:
+    def withdraw(user: CurrentUser, number: Number) -> dict[str, str]:
         """Take one's own verdict back."""
         task_id = store.withdraw_review(user.id, number)
         queue.waiting(again=True)

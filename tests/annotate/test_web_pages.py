@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from web_studio import make_studio, sign_in
 
 from annotate.store import PreferenceStore
+from annotate.store.errors import StoreAccessError
 from annotate.web.app import create_app
 from annotate.web.i18n import LANGUAGES, catalogue
 
@@ -158,3 +160,48 @@ def test_both_catalogues_say_the_same_things():
         assert sorted(text.count(f"{{{n}}}") for n in ("key", "letter", "value", "detail")) == (
             sorted(chinese[key].count(f"{{{n}}}") for n in ("key", "letter", "value", "detail"))
         ), key
+
+
+def test_a_locked_or_broken_store_is_told_in_the_language_of_the_page(store, monkeypatch):
+    client = sign_in(create_app(store), "mei")
+    monkeypatch.setattr("annotate.store.engine.BUSY_TIMEOUT_S", 0.05)
+    headers = {"Accept-Language": "zh"}
+    with store._write():
+        answer = client.post("/api/claim", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (503, "busy")
+    assert answer.json()["error"] == catalogue("zh")["error.busy"]
+    faults = ((StoreAccessError("disk full"), 503, "storage"), (KeyError("a"), 500, "internal"))
+    for fault, status, code in faults:
+
+        def fail(*_: object, fault: Exception = fault) -> None:
+            raise fault
+
+        monkeypatch.setattr(store, "progress", fail)
+        answer = client.get("/api/progress", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert "disk full" not in answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_numbers_and_texts_that_no_database_holds_are_refused(store):
+    mei, rita = (sign_in(create_app(store), name) for name in ("mei", "rita"))
+    huge = "9" * 23
+    for path in (f"/api/history?before={huge}", f"/api/guideline?version={huge}"):
+        assert mei.get(path).status_code == 422, path
+    assert rita.delete(f"/api/review/reviews/{huge}").status_code == 422
+    verdict = {"decision": "confirm", "note": "a\0b"}
+    assert rita.post("/api/review/tasks/x", json=verdict).status_code == 422
+    task = mei.post("/api/claim").json()["task"]
+    for change in (
+        {"guideline_version": 10**30}, {"win_position": 10**25}, {"note": "a\0b"},
+        {"lease_token": "1" * 5000}, {"telemetry": {"a": [{"\0": 1}]}},
+        {"telemetry": {"a": "\ud800"}},
+    ):  # fmt: skip
+        content = json.dumps(body_of(task, **change))
+        answer = mei.post("/api/submit", content=content)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid"), change
+    unknown = mei.post("/api/submit", json=body_of(task, guideline_version=77))
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "no_guideline")
+    assert "77" in unknown.json()["error"]
