@@ -114,14 +114,15 @@ def test_failed_samples_are_dropped_as_told(data, untrained_folder, tmp_path, on
 
 
 class Dying(RewardServer):
-    """Gone after its second answer, as if killed."""
+    """Leaves its third request, the first of the second rollout, without an answer, and is gone."""
 
     count = 0
 
     def answer(self, request):
         self.count += 1
-        if self.count == 2:
+        if self.count == 3:
             threading.Thread(target=self.__exit__, args=[None] * 3).start()
+            raise ConnectionAbortedError("the server dies")
         return super().answer(request)
 
 

