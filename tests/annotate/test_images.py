@@ -8,6 +8,7 @@ import tracemalloc
 import warnings
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from studio import png
@@ -48,17 +49,37 @@ def test_a_png_without_its_whole_end_is_refused(lost):
         png_size(whole[:-lost])
 
 
-def test_colour_meaning_is_kept_under_a_plain_name():
+def rebuilt(data: bytes, change) -> bytes:
+    chunks = (chunk(kind, change(kind, body)) for kind, body in png_chunks(data))
+    return SIGNATURE + b"".join(chunks)
+
+
+def hide(kind: bytes, body: bytes) -> bytes:
+    """What a writer may say of itself where colours and pixels stand."""
+    if kind == b"iCCP":
+        profile = bytearray(zlib.decompress(body[body.index(b"\0") + 2 :]) + b"SecretModel")
+        profile[48:52] = b"Secr"
+        return b"SecretModel\0\0" + zlib.compress(profile)
+    return body + b"SecretModel" if kind == b"IDAT" else body
+
+
+def test_colours_stay_and_what_a_writer_says_beside_them_goes():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    colours = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(buffer, "PNG", icc_profile=profile, dpi=(300, 300))
-    data = SIGNATURE + b"".join(
-        chunk(kind, body.replace(b"ICC Profile\0", b"SecretModel\0"))
-        for kind, body in png_chunks(buffer.getvalue())
-    )
-    with Image.open(io.BytesIO(strip_metadata(data))) as image:
-        image.load()
-        assert image.info["icc_profile"] == profile
-        assert "dpi" not in image.info
-    assert b"SecretModel" in data
-    assert b"SecretModel" not in strip_metadata(data)
+    Image.fromarray(colours).save(buffer, "PNG", icc_profile=profile, dpi=(300, 300))
+    clean = strip_metadata(rebuilt(buffer.getvalue(), hide))
+    assert b"SecretModel" not in clean
+    with Image.open(io.BytesIO(clean)) as image:
+        assert np.array_equal(np.asarray(image), colours)
+        assert set(image.info) == {"icc_profile"}
+        kept = image.info["icc_profile"]
+        for word in (b"Secr", b"lcms", b"sRGB", "sRGB".encode("utf-16-be")):
+            assert word not in kept
+        lab = ImageCms.createProfile("LAB")
+        seen = [
+            ImageCms.profileToProfile(image, io.BytesIO(each), lab, outputMode="LAB")
+            for each in (profile, kept)
+        ]
+        assert np.array_equal(*map(np.asarray, seen))
+    assert strip_metadata(clean) == clean
