@@ -69,6 +69,7 @@ def _prompt(row: Mapping[str, Any], split: Split) -> Prompt | None:
     text = str(values.pop(column, "")).strip()
     if not text:
         return None
+    metadata = _metadata(values.pop("metadata", None))
     own = {name: str(values.pop(name)) for name in ("id", "lang", "category") if name in values}
     return Prompt.model_validate(
         {
@@ -76,16 +77,31 @@ def _prompt(row: Mapping[str, Any], split: Split) -> Prompt | None:
             "text": text,
             "lang": language(text),
             "split": values.pop("split", split),
-            "metadata": {**(values.pop("metadata", None) or {}), **values},
+            "metadata": {**metadata, **values},
             **own,
         }
     )
 
 
+def _metadata(given: object) -> dict[str, Any]:
+    """The column ``metadata``: an object, or one written as JSON, as CSV has it."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given or {}
+    except ValueError:
+        found = given
+    if not isinstance(found, dict):
+        raise ValueError(f"metadata must be a JSON object, got {given!r}")
+    return found
+
+
 def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            yield number, {"text": line}
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise StoreError(f"{path}, row {number}: not UTF-8 text: {error}") from error
+            yield number, {"text": text}
 
 
 def _csv(path: Path) -> Iterator[Row]:

@@ -48,6 +48,8 @@ def test_a_row_keeps_what_it_says_of_itself(tmp_path):
     (prompt,) = read_prompts(tmp_path / "p.jsonl")
     assert (prompt.id, prompt.lang, prompt.split) == ("7", "de", "validation")
     assert prompt.metadata == {"level": 3}
+    (tmp_path / "p.csv").write_text('text,metadata\na,"{""level"": 3}"\n')
+    assert read_prompts(tmp_path / "p.csv")[0].metadata == {"level": 3}
 
 
 @pytest.mark.parametrize(
@@ -58,11 +60,14 @@ def test_a_row_keeps_what_it_says_of_itself(tmp_path):
         ("p.jsonl", '{"text": "a"}\n{"text"', "row 2: not valid JSON"),
         ("p.jsonl", '{"text": "a", "split": "tests"}', "(?s)row 1.*train"),
         ("p.parquet", "PAR1", "not a Parquet file"),
+        ("p.csv", "text,metadata\na,loud\n", r"p\.csv, row 2: metadata must be .* got 'loud'"),
+        ("p.jsonl", '{"text": "a", "metadata": [1]}', r"row 1: metadata must be .* got \[1\]"),
+        ("p.txt", "a\nb\udcff\n", r"p\.txt, row 2: not UTF-8 text"),
         ("p.xlsx", "", r"none of \.txt, \.csv"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
 
