@@ -49,15 +49,20 @@ def run_api_routes(store: PreferenceStore) -> APIRouter:
     def one(user: CurrentUser, run: RunId) -> dict[str, Any]:
         """Its charts, alarms, calibration and sample grid."""
         found = store.run(run)
-        curves = runs.read_curves(found)
+        unreadable = runs.Unreadable()
+        curves = runs.read_curves(found, unreadable)
+        parts = {
+            "alarms": [asdict(alarm) for alarm in runs.alarms(found, curves, unreadable)],
+            "reliability": runs.reliability(found, unreadable),
+            "grid": samples.grid(found, unreadable=unreadable),
+        }
         return {
             **found.model_dump(mode="json", exclude={"folder"}),
             "is_there": Path(found.folder).is_dir(),
             "charts": runs.charts(curves),
-            "alarms": [asdict(alarm) for alarm in runs.alarms(found, curves)],
+            **parts,
+            "unreadable": unreadable,
             "is_watched": runs.is_watched(curves),
-            "reliability": runs.reliability(found),
-            "grid": samples.grid(found),
             "may_send": user.role in BLIND_SENDERS,
         }
 

@@ -51,21 +51,59 @@ class Alarm:
     """What was measured, as it stands in the run folder."""
 
 
-def read_curves(run: Run) -> Curves:
+class Unreadable(list[str]):
+    """What of a run folder could not be read, for people: a name in the folder, and where."""
+
+    def note(self, path: Path, line: int | None = None) -> None:
+        where = path.name if path.parent.parent.name != "samples" else "/".join(path.parts[-3:])
+        text = where if line is None else f"{where}:{line}"
+        if text not in self:
+            self.append(text)
+
+
+def parse(text: str | bytes) -> Any:
+    """JSON whose numbers a page can draw; NaN and infinity are None.
+
+    Raises:
+        ValueError: it is no JSON, not UTF-8, nested too deep, or a number is beyond a float.
+    """
+    try:
+        return json.loads(
+            text, parse_int=_whole, parse_float=_real, parse_constant=lambda _name: None
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < 17 else _real(digits)
+
+
+def _real(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"a number of {len(digits)} digits is beyond a float")
+    return value
+
+
+def read_curves(run: Run, unreadable: Unreadable | None = None) -> Curves:
     """Metric name -> (step, value) from the run folder's ``metrics.jsonl``.
 
     A run that has written nothing yet, or whose folder is gone, has no curves; a line that is
-    being written just now is left out.
+    being written just now is left out, and so is a broken one, which ``unreadable`` then names.
     """
+    path = Path(run.folder) / "metrics.jsonl"
     try:
-        text = (Path(run.folder) / "metrics.jsonl").read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError:
         return {}
     curves: Curves = defaultdict(list)
-    for line in text.splitlines():
+    for number, line in enumerate(data.splitlines(keepends=True), 1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse(line)
+        except ValueError:
+            if unreadable is not None and line.endswith(b"\n") and line.strip():
+                unreadable.note(path, number)
             continue
         step = row.get("step") if isinstance(row, dict) else None
         if not isinstance(step, int):
@@ -113,10 +151,10 @@ def curve_rows(curves: Curves) -> list[dict[str, Any]]:
     ]
 
 
-def alarms(run: Run, curves: Curves) -> list[Alarm]:
+def alarms(run: Run, curves: Curves, unreadable: Unreadable | None = None) -> list[Alarm]:
     """What the run's monitors and objectives found, and whether gold fell while reward rose."""
     found = []
-    info = read_json(run, "run.json")
+    info = _read(Path(run.folder) / "run.json", unreadable)
     stopped = info.get("hacking_alarm")
     if isinstance(stopped, str):
         found.append(Alarm("stopped", info.get("steps"), stopped))
@@ -154,34 +192,39 @@ def _change(points: list[tuple[int, float]]) -> float | None:
     return sum(values[-part:]) / part - sum(values[:part]) / part
 
 
-def reliability(run: Run) -> dict[str, Any] | None:
+def reliability(run: Run, unreadable: Unreadable | None = None) -> dict[str, Any] | None:
     """The calibration of the run's reward model: its own report, or that of the one it trains on.
 
     Returns:
         ``bins`` as (confidence, accuracy, pairs), and what the report says of the whole; None
         where the run has no report.
     """
-    report = read_json(run, "report.json")
+    folder = Path(run.folder)
+    report = _read(folder / "report.json", unreadable)
     if not report:
-        reward = read_json(run, "run.json").get("reward")
+        reward = _read(folder / "run.json", unreadable).get("reward")
         path = reward.get("path") if isinstance(reward, dict) else None
         if isinstance(path, str):
-            report = _read(Path(path) / "report.json")
+            report = _read(Path(path) / "report.json", unreadable)
     bins = report.get("reliability")
-    if not isinstance(bins, list) or not bins:
+    if not isinstance(bins, list) or not bins or not all(map(_is_bin, bins)):
         return None
     names = ("accuracy", "ci_low", "ci_high", "ceiling", "ece", "ece_expected", "snapshot_digest")
     return {"bins": bins, **{name: report.get(name) for name in names}}
 
 
-def read_json(run: Run, name: str) -> dict[str, Any]:
-    """A JSON object of the run folder; empty where there is none."""
-    return _read(Path(run.folder) / name)
+def _is_bin(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 3 and all(isinstance(x, int | float) for x in row)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, unreadable: Unreadable | None) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or none that can be read."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        tree = parse(path.read_bytes())
+    except OSError:
+        return {}
+    except ValueError:
+        if unreadable is not None:
+            unreadable.note(path)
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -7,18 +7,21 @@ A run folder's ``samples/NAME`` is what ``winsome generate`` writes (``prompts.j
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from annotate.schema import Candidate, Prompt, Question, Run, Task
+from annotate.schema import Candidate, Prompt, Question, Record, Run, Task
 from annotate.store import PreferenceStore
 from annotate.store.errors import NotFoundError, StoreError
+from annotate.web.runs import Unreadable
 from annotate.win_rates import BLIND
 
 MAX_ROWS = 24
 """Rows of a grid that a page shows; blind tasks are made of all."""
+Kind = TypeVar("Kind", bound=Record)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,22 +31,34 @@ class SampleSet:
 
     name: str
     folder: Path
+    unreadable: Unreadable = field(default_factory=Unreadable)
+    """Files and lines that were left out: half written, or damaged."""
 
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
-        lines = (self.folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-        return {p.id: p for p in map(Prompt.model_validate_json, lines)}
+        return {p.id: p for p in self._records("prompts.jsonl", Prompt)}
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Candidate]:
         """(prompt, what names its noise) -> candidate; without its origin it is in no grid."""
-        lines = (self.folder / "candidates.jsonl").read_text(encoding="utf-8").splitlines()
-        drawn = map(Candidate.model_validate_json, lines)
         return {
             (c.prompt_id, c.generation.noise_key or c.generation.seed): c
-            for c in drawn
+            for c in self._records("candidates.jsonl", Candidate)
             if c.generation
         }
+
+    def _records(self, name: str, kind: type[Kind]) -> Iterator[Kind]:
+        path = self.folder / name
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError:
+            self.unreadable.note(path)
+            return
+        for number, line in enumerate(lines, 1):
+            try:
+                yield kind.model_validate_json(line)
+            except ValueError:
+                self.unreadable.note(path, number)
 
 
 def sample_sets(run: Run) -> dict[str, SampleSet]:
@@ -61,7 +76,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def grid(run: Run, rows: int | None = MAX_ROWS) -> dict[str, Any]:
+def grid(
+    run: Run, rows: int | None = MAX_ROWS, unreadable: Unreadable | None = None
+) -> dict[str, Any]:
     """Rows of (prompt, noise) and, for each set, the hash of its image there, or None.
 
     Args:
@@ -72,8 +89,8 @@ def grid(run: Run, rows: int | None = MAX_ROWS) -> dict[str, Any]:
     keys = sorted({key for each in sets.values() for key in each.cells})
     listed = [
         {
-            "prompt": prompts[prompt_id].text,
-            "lang": prompts[prompt_id].lang,
+            "prompt": prompts[prompt_id].text if prompt_id in prompts else prompt_id,
+            "lang": prompts[prompt_id].lang if prompt_id in prompts else "",
             "noise": noise,
             "images": [
                 None if (found := each.cells.get((prompt_id, noise))) is None
@@ -83,6 +100,8 @@ def grid(run: Run, rows: int | None = MAX_ROWS) -> dict[str, Any]:
         }
         for prompt_id, noise in keys[:rows]
     ]  # fmt: skip
+    if unreadable is not None:
+        unreadable += [text for each in sets.values() for text in each.unreadable]
     return {"sets": list(sets), "rows": listed, "all_rows": len(keys)}
 
 

@@ -159,6 +159,30 @@ def test_samples_are_served_by_name_alone(run_client, tmp_path):
         assert b"secret" not in answer.content
 
 
+def test_a_bad_file_is_left_out_of_the_page_and_named(run_client, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "samples" / "step-2" / "prompts.jsonl").unlink()
+    with (folder / "samples" / "step-10" / "candidates.jsonl").open("ab") as file:
+        file.write(b'{"id": "half')
+    deep = b"[" * 100_000
+    good = b'{"step": 1, "loss": 1.5}\n'
+    broken = (b'{"step": 2, "loss": "\xff"}', b'{"step": 3, "loss": ' + b"9" * 400 + b"}", deep)
+    (folder / "metrics.jsonl").write_bytes(good + b"\n".join(broken) + b"\n")
+    (folder / "run.json").write_bytes(b'{"hacking_alarm": "\xff"}')
+    (folder / "report.json").write_text('{"reliability": [[1]], "ece": NaN}')
+    answer = run_client.get("/api/review/run", params={"run": RUN})
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["charts"][0]["series"][0]["points"] == [[1, 1.5]]
+    named = set(found["unreadable"])
+    assert {"metrics.jsonl:2", "metrics.jsonl:3", "metrics.jsonl:4", "run.json"} < named
+    assert "samples/step-2/prompts.jsonl" in named
+    assert any(name.startswith("samples/step-10/candidates.jsonl:") for name in named)
+    for table in ("grid", "curves", "reliability"):
+        got = run_client.get(f"/api/review/run/{table}.csv", params={"run": RUN})
+        assert got.status_code == 200, table
+
+
 def test_blind_tasks_are_sent_by_those_who_may(run_client, store):
     asked = {"run": RUN, "first": "step-10", "second": "step-2", "annotators": 2}
     rita = sign_in(create_app(store), "rita")

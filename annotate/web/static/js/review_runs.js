@@ -158,6 +158,14 @@ function reliabilityFigure(run) {
   return [figure({ title, note, csv, source }, calibration(found.bins, title))];
 }
 
+/** What of the folder was left out: a file or a line that is half written or damaged. */
+function unreadable(run) {
+  if (run.unreadable.length === 0) return [];
+  const shown = run.unreadable.slice(0, 10).join(", ");
+  const text = t("run.unreadable", { count: run.unreadable.length, files: shown });
+  return [make("p", { class: "rv-fault", text })];
+}
+
 function renderRun(run) {
   const back = make("p", {}, make("a", { href: "#runs", text: t("run.all") }));
   if (!run.is_there) return [back, facts(run), make("p", { class: "rv-fault", text: t("run.gone") })];
@@ -166,6 +174,7 @@ function renderRun(run) {
   return [
     back,
     facts(run),
+    ...unreadable(run),
     alarmList(run),
     ...(charts.length > 0 ? charts : [nothing("run.no_curves")]),
     ...reliabilityFigure(run),
