@@ -83,3 +83,34 @@ def test_colours_stay_and_what_a_writer_says_beside_them_goes():
         ]
         assert np.array_equal(*map(np.asarray, seen))
     assert strip_metadata(clean) == clean
+
+
+def taken_in(image: Image.Image, kind: str = "PNG", **options) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    data, size = png_of(buffer.getvalue(), "a")
+    with Image.open(io.BytesIO(data)) as kept:
+        kept.load()
+    assert kept.size == size
+    return kept
+
+
+def test_a_picture_looks_the_same_after_import():
+    grey = Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16))
+    assert np.asarray(taken_in(grey)).tolist() == [[0, 1, 128, 255]]
+    half = taken_in(Image.new("LA", (1, 1), (9, 99)))
+    assert (half.mode, half.getpixel((0, 0))) == ("RGBA", (9, 9, 9, 99))
+    palette = Image.new("P", (1, 1), 1)
+    palette.putpalette([0, 0, 0, 5, 6, 7])
+    assert taken_in(palette, transparency=1).getpixel((0, 0)) == (5, 6, 7, 0)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn clockwise
+    wide = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    kept = taken_in(wide, exif=turned)
+    assert np.array_equal(np.asarray(kept), np.rot90(np.asarray(wide), -1))
+    assert not kept.getexif()
+    cmyk = taken_in(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
+    assert (cmyk.mode, "icc_profile" in cmyk.info) == ("RGB", False)
+    rgb_profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    alien = taken_in(Image.new("CMYK", (8, 8)), "JPEG", icc_profile=rgb_profile[:16] + b"GRAY")
+    assert "icc_profile" not in alien.info
