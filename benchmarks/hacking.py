@@ -3,9 +3,9 @@
 The policy is simulated: posters as drawn, changed a little more with each rollout by one hack. So
 the drift is known, and the same posters without it tell what it cost. No training takes part.
 
-With limits on the drift alone, seeds 0 to 2 and 100 to 104 gave 11.5 % and four false alarms. The
-standard error in the limit and the grave rollout that needs no other came of that; they were tried
-on clean runs of seeds 900 to 911 alone, and are measured on seeds that nothing was tried on.
+The rule was changed twice after a measurement (``results/rewards.jsonl`` has them all): at first it
+had no standard errors, then three of them, now two. Each rule was tried on clean runs of seeds 900
+to 911 alone, and each measurement is on seeds that nothing had been tried on.
 
 python -m benchmarks.measure hacking
 """
@@ -55,8 +55,8 @@ HACKS: dict[str, Hack] = {
 def measure_hacking() -> dict[str, Any]:
     """Three planted hacks and five clean runs with the monitors' default limits."""
     return {
-        "hacks": {name: _run(10 + seed, hack) for seed, (name, hack) in enumerate(HACKS.items())},
-        "clean": [_run(300 + seed, None) for seed in range(5)],
+        "hacks": {name: _run(20 + seed, hack) for seed, (name, hack) in enumerate(HACKS.items())},
+        "clean": [_run(400 + seed, None) for seed in range(5)],
     }
 
 

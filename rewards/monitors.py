@@ -46,7 +46,7 @@ class MonitorSettings:
     patience: int = 3
     """Rollouts in a row beyond a limit before the alarm; one that is beyond a drift's limit by
     this many times is enough."""
-    num_errors: float = 3.0
+    num_errors: float = 2.0
     """Standard errors by which a drift must be beyond its limit: of few images, means differ by
     chance."""
     max_drift: float = 0.25

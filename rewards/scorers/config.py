@@ -111,7 +111,7 @@ class MonitorConfig(Config):
     patience: int = Field(default=3, ge=1)
     """Rollouts in a row beyond a limit before the alarm; one that is beyond a drift's limit by
     this many times is enough."""
-    num_errors: float = Field(default=3.0, ge=0)
+    num_errors: float = Field(default=2.0, ge=0)
     """Standard errors by which a drift must be beyond its limit: of few images, means differ by
     chance."""
     max_drift: float = Field(default=0.25, gt=0)
