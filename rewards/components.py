@@ -7,6 +7,7 @@ unit of a split is the connected component of everything alike.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,17 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling
 
-from annotate.records import Prompt, Split
+from annotate.records import Prompt, Snapshot, Split
+from rewards.images import open_candidate
 from rewards.splits import LeakError, normalise_prompt
 
 __all__ = [
     "Component",
     "assign_splits",
     "check_components",
+    "check_snapshot",
     "find_components",
     "perceptual_hash",
     "similar_hashes",
     "similar_texts",
+    "snapshot_components",
 ]
 
 MAX_SHARE = 0.3
@@ -55,17 +59,28 @@ def find_components(
 ) -> list[Component]:
     """Connected components of alike prompts, the largest first.
 
+    Prompts with a ``spec`` in their metadata are alike where that is equal; others by text and
+    image.
+
     Args:
         image_hashes: `perceptual_hash` of the images of each prompt, by its id.
         join_by: keys of the prompts' metadata that join those of one value, where they have at
-            least `MIN_VALUES` values. A poster's specification is such a key.
+            least `MIN_VALUES` values.
     """
-    texts = [normalise_prompt(prompt.text) for prompt in prompts]
-    links = [("text", a, b) for a, b in similar_texts(texts)]
+    # A drawn poster is its specification: captions and pictures of two are alike by construction.
+    free = [place for place, prompt in enumerate(prompts) if "spec" not in prompt.metadata]
+    texts = [normalise_prompt(prompts[place].text) for place in free]
+    links = [("text", free[a], free[b]) for a, b in similar_texts(texts)]
+    specs: dict[str, int] = {}
+    for place, prompt in enumerate(prompts):
+        if "spec" in prompt.metadata:
+            key = json.dumps(prompt.metadata["spec"], sort_keys=True)
+            if (first := specs.setdefault(key, place)) != place:
+                links.append(("specification", first, place))
     owners = [
         (place, digest)
-        for place, prompt in enumerate(prompts)
-        for digest in (image_hashes or {}).get(prompt.id, ())
+        for place in free
+        for digest in (image_hashes or {}).get(prompts[place].id, ())
     ]
     links += [
         ("image", owners[a][0], owners[b][0])
@@ -88,6 +103,31 @@ def find_components(
         members[root[place]].append(prompt.id)
     found = [Component(tuple(sorted(ids)), dict(kinds[r])) for r, ids in members.items()]
     return sorted(found, key=lambda c: (-len(c.prompt_ids), c.prompt_ids))
+
+
+def check_snapshot(snapshot: Snapshot, images: bool) -> list[Component]:
+    """The components of a snapshot's prompts, refused where `check_components` does.
+
+    Args:
+        images: compare the images too, of which each is read.
+
+    Raises:
+        LeakError: as `check_components`.
+        OSError: an image is missing.
+    """
+    components = snapshot_components(snapshot, images)
+    check_components(components, {prompt.id: prompt.split for prompt in snapshot.prompts})
+    return components
+
+
+def snapshot_components(snapshot: Snapshot, images: bool) -> list[Component]:
+    """`find_components` of a snapshot; ``images``: compare them too, of which each is read."""
+    hashes: dict[str, list[bytes]] = defaultdict(list)
+    for candidate in snapshot.candidates if images else ():
+        if "spec" in snapshot.prompt_of[candidate.prompt_id].metadata:
+            continue
+        hashes[candidate.prompt_id].append(perceptual_hash(open_candidate(snapshot, candidate)))
+    return find_components(snapshot.prompts, hashes)
 
 
 def check_components(components: Sequence[Component], split_of: Mapping[str, Split]) -> None:

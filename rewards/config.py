@@ -93,6 +93,16 @@ class RewardTrainConfig(Config):
     ties: Literal["uniform", "drop"] = "uniform"
     """What an "all equal" teaches: equal scores, or nothing."""
 
+    train_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the training prompts that are learned from, for a learning curve: a smaller share
+    lies within each larger one."""
+    leave_out: tuple[str, ...] = ()
+    """Annotators, by pseudonym, whose picks are not learned from; the report measures each
+    designer's picks by themselves."""
+    check_alike: Literal["text", "text_and_images", "off"] = "text"
+    """Refuse splits that cut prompts alike by text, or by text and images; ``off`` refuses equal
+    prompts alone. Prompts made from a specification are alike where that is the same."""
+
     loss: Loss = "plackett_luce"
     """The likelihood of a pick. ``plackett_luce``: best among all, then worst among the others.
     The rest are means over the pairs that a pick implies: ``bradley_terry``; ``rao_kupper``, whose

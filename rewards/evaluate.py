@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from annotate.records import Snapshot, Split
-from rewards.folder import REPORT_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, file_sha256, read_json
+from rewards.agreement import Scores, by_designer, measure_pairs, scored_pairs
+from rewards.base import RewardItem, Scorer
+from rewards.folder import (
+    PAGE_FILE,
+    REPORT_FILE,
+    TRAINED_ON_FILE,
+    WEIGHTS_FILE,
+    file_sha256,
+    read_json,
+    write_json,
+)
 from rewards.judgements import CandidateSet, candidate_sets
-from rewards.metrics import brier_score, calibration
+from rewards.report import write_page
 from rewards.slices import ranking_quality, slice_accuracy
 from rewards.splits import LeakError, check_disjoint, prompt_digest
 
@@ -23,141 +30,16 @@ if TYPE_CHECKING:
     from rewards.scorers.preference import PreferenceScorer
 
 __all__ = [
-    "ScoredPair",
-    "agreement_pairs",
+    "audit_model",
     "build_report",
-    "cluster_bootstrap",
+    "describe_interval",
     "evaluate_model",
-    "fit_temperature",
-    "negative_log_likelihood",
+    "held_out_sets",
     "read_report",
+    "register",
     "require_accuracy",
-    "scored_pairs",
+    "score_sets",
 ]
-
-NUM_DRAWS = 2000
-
-Scores = Mapping[str, Mapping[str, float]]
-"""candidate id -> question -> score"""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredPair:
-    """One implied comparison of a pick, and the model's margin for it."""
-
-    question: str
-    prompt_id: str
-    set_index: int
-    annotator: str
-    better: int
-    worse: int
-    margin: float
-    """r(better) - r(worse) in log-odds: positive when the model agrees."""
-
-    @property
-    def agreement(self) -> float:
-        """1 when the model agrees with the annotator, 0 when not, a half when it cannot tell."""
-        return 0.5 + 0.5 * float(np.sign(self.margin))
-
-
-def scored_pairs(sets: Sequence[CandidateSet], scores: Scores) -> list[ScoredPair]:
-    """Every comparison that the picks imply: best over all, all others over the worst."""
-    pairs: list[ScoredPair] = []
-    for index, candidates in enumerate(sets):
-        ids = candidates.candidate_ids
-        rows = [scores[candidate_id] for candidate_id in ids]
-        for judgement in candidates.judgements:
-            question = judgement.question.value
-            for better, worse in judgement.pairs(len(ids)):
-                if question in rows[better]:
-                    margin = rows[better][question] - rows[worse][question]
-                    pairs.append(
-                        ScoredPair(
-                            question,
-                            candidates.prompt.id,
-                            index,
-                            judgement.annotator,
-                            better,
-                            worse,
-                            margin,
-                        )
-                    )
-    return pairs
-
-
-def agreement_pairs(pairs: Iterable[ScoredPair]) -> list[tuple[ScoredPair, float]]:
-    """Leave one annotator out: each pair that another annotator decided too, and whether alike.
-
-    Returns:
-        (pair, 1.0 or 0.0) for each pair and each *other* annotator who was asked the same question
-        of the same candidates and whose picks order the same two.
-    """
-    verdicts: dict[tuple[int, str], dict[tuple[int, int], list[ScoredPair]]]
-    verdicts = defaultdict(lambda: defaultdict(list))
-    for pair in pairs:
-        key = (min(pair.better, pair.worse), max(pair.better, pair.worse))
-        verdicts[pair.set_index, pair.question][key].append(pair)
-    return [
-        (pair, float(pair.better == other.better))
-        for of_set in verdicts.values()
-        for same in of_set.values()
-        for pair in same
-        for other in same
-        if other.annotator != pair.annotator
-    ]
-
-
-def cluster_bootstrap(
-    clusters: Sequence[str],
-    groups: Sequence[str],
-    values: Sequence[float],
-    seed: int = 0,
-    num_draws: int = NUM_DRAWS,
-) -> tuple[float, float | None, float | None]:
-    """Mean over groups of each group's mean value, with a 95 % percentile interval.
-
-    Whole clusters (prompts) are drawn with replacement: pairs of one prompt are not independent.
-
-    Returns:
-        (estimate, low, high); low and high are None for a single cluster, whose draws are all
-        alike.
-    """
-    cluster_index = np.unique(clusters, return_inverse=True)[1]
-    group_names, group_index = np.unique(groups, return_inverse=True)
-    shape = (int(cluster_index.max()) + 1, len(group_names))
-    sums, counts = np.zeros(shape), np.zeros(shape)
-    np.add.at(sums, (cluster_index, group_index), np.asarray(values, dtype=np.float64))
-    np.add.at(counts, (cluster_index, group_index), 1.0)
-    estimate = float((sums.sum(0) / counts.sum(0)).mean())
-    if shape[0] == 1:
-        return estimate, None, None
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(shape[0], np.full(shape[0], 1.0 / shape[0]), size=num_draws)
-    drawn_counts = draws @ counts
-    # A group that no drawn prompt has is left out of that draw's mean.
-    means = np.divide(
-        draws @ sums, drawn_counts, out=np.full(drawn_counts.shape, np.nan), where=drawn_counts > 0
-    )
-    low, high = np.percentile(np.nanmean(means, axis=1), [2.5, 97.5])
-    return estimate, float(low), float(high)
-
-
-def negative_log_likelihood(margins: NDArray[np.float64], temperature: float = 1.0) -> float:
-    """Mean of -log s(d / T), in nats; log 2 is a coin."""
-    return float(np.logaddexp(0.0, -margins / temperature).mean())
-
-
-def fit_temperature(margins: NDArray[np.float64]) -> float:
-    """T > 0 that minimises the negative log likelihood of s(d / T), within [0.05, 20].
-
-    The likelihood is convex in 1 / T, so that bisecting its slope finds the minimum.
-    """
-    low, high = 1 / 20, 1 / 0.05
-    for _ in range(60):
-        middle = (low + high) / 2
-        slope = -(margins / (1.0 + np.exp(np.clip(margins * middle, -500, 500)))).mean()
-        low, high = (middle, high) if slope < 0 else (low, middle)
-    return float(2 / (low + high))
 
 
 def build_report(
@@ -188,12 +70,12 @@ def build_report(
     questions = list(dict.fromkeys([*asked, *sorted({pair.question for pair in pairs})]))
     details = {
         name: {
-            **_measure([pair for pair in pairs if pair.question == name], seed),
+            **measure_pairs([pair for pair in pairs if pair.question == name], seed),
             **ranking_quality(sets, scores, name),
         }
         for name in questions
     }
-    summary = _measure([pair for pair in pairs if pair.question in asked], seed)
+    summary = measure_pairs([pair for pair in pairs if pair.question in asked], seed)
     return {
         "accuracy": summary["accuracy"],
         "ci_low": summary["ci_low"],
@@ -207,6 +89,7 @@ def build_report(
         "ece_expected": summary["ece_expected"],
         "reliability": summary["reliability"],
         "criteria": details,
+        "designers": by_designer([p for p in pairs if p.question in asked], seed),
         "slices": slice_accuracy([p for p in pairs if p.question in asked], sets, snapshot),
         "missing_criteria": [name for name in criteria if name not in asked],
         "head_correlation": _head_correlation(sets, scores, asked),
@@ -215,62 +98,6 @@ def build_report(
         "num_picks": sum(len(candidates.judgements) for candidates in sets),
         "num_pairs": len(pairs),
     }
-
-
-def _measure(pairs: Sequence[ScoredPair], seed: int) -> dict[str, Any]:
-    accuracy, low, high = cluster_bootstrap(
-        [pair.prompt_id for pair in pairs],
-        [pair.question for pair in pairs],
-        [pair.agreement for pair in pairs],
-        seed,
-    )
-    shared = agreement_pairs(pairs)
-    designers, model, gap = _beside_designers(shared, seed)
-    margins = np.array([pair.margin for pair in pairs])
-    found = calibration(margins)
-    return {
-        "accuracy": accuracy,
-        "ci_low": low,
-        "ci_high": high,
-        "ceiling": designers[0],
-        "ceiling_low": designers[1],
-        "ceiling_high": designers[2],
-        "accuracy_on_ceiling_pairs": model[0],
-        "ceiling_gap": gap[0],
-        "ceiling_gap_low": gap[1],
-        "ceiling_gap_high": gap[2],
-        "nll": negative_log_likelihood(margins),
-        "brier": brier_score(margins),
-        "ece": found.ece,
-        "ece_expected": found.expected,
-        "ece_high": found.high,
-        "reliability": [list(bin) for bin in found.bins],
-        "num_pairs": len(pairs),
-    }
-
-
-_Bounds = tuple[float | None, float | None, float | None]
-
-
-def _beside_designers(
-    shared: Sequence[tuple[ScoredPair, float]], seed: int
-) -> tuple[_Bounds, _Bounds, _Bounds]:
-    """Designers' agreement, the model's on the same pairs, and the difference, with intervals."""
-    if not shared:
-        nothing = (None, None, None)
-        return nothing, nothing, nothing
-    prompts = [pair.prompt_id for pair, _ in shared]
-    groups = [pair.question for pair, _ in shared]
-
-    def bounds(values: list[float]) -> _Bounds:
-        return cluster_bootstrap(prompts, groups, values, seed)
-
-    return (
-        bounds([alike for _, alike in shared]),
-        bounds([pair.agreement for pair, _ in shared]),
-        # Both meet the same prompts in every draw: the interval is that of the difference.
-        bounds([pair.agreement - alike for pair, alike in shared]),
-    )
 
 
 def _head_correlation(
@@ -292,21 +119,13 @@ def _head_correlation(
     return found
 
 
-def evaluate_model(
-    folder: str | Path,
-    scorer: PreferenceScorer,
-    snapshot: Snapshot,
-    split: Split,
-    cache: FeatureCache | None = None,
-) -> dict[str, Any]:
-    """Measure the reward model in ``folder`` on one split of any snapshot; see `build_report`.
+def held_out_sets(folder: str | Path, snapshot: Snapshot, split: Split) -> list[CandidateSet]:
+    """The judged sets of one split, none of which shaped the reward model in ``folder``.
 
     Raises:
         LeakError: a prompt is in two splits, or shaped the model in training.
-        ValueError: the split has no picks on the model's criteria.
+        ValueError: the split has no picks.
     """
-    from rewards.models.features import extract_features, own_features, own_prompts
-
     check_disjoint(snapshot.prompts)
     judged = candidate_sets(snapshot)
     sets = [s for s in judged if s.prompt.split == split]
@@ -323,8 +142,63 @@ def evaluate_model(
                 f"prompt {candidates.prompt.text!r} is in split {split.value!r} of this snapshot, "
                 f"but the reward model {folder} was trained on it"
             )
+    return sets
+
+
+def score_sets(
+    scorer: PreferenceScorer,
+    snapshot: Snapshot,
+    sets: Sequence[CandidateSet],
+    cache: FeatureCache | None = None,
+) -> Scores:
+    """Scores of every candidate of ``sets``."""
+    from rewards.models.features import extract_features, own_features, own_prompts
+
     bank = extract_features(snapshot, own_prompts(sets), scorer.encoder, cache)
-    scores = scorer.score_candidates(own_features(sets, bank))
+    return scorer.score_candidates(own_features(sets, bank))
+
+
+def audit_model(
+    folder: str | Path, scorer: Scorer, snapshot: Snapshot, split: Split, num_prompts: int
+) -> dict[str, Any]:
+    """`rewards.audit.audit_biases` on the first held-out prompts, by id.
+
+    Raises:
+        LeakError, ValueError: as `held_out_sets`.
+    """
+    from PIL import Image
+
+    from rewards.audit import audit_biases
+
+    by_prompt: dict[str, CandidateSet] = {}
+    for candidates in held_out_sets(folder, snapshot, split):
+        by_prompt.setdefault(candidates.prompt.id, candidates)
+    items = []
+    for prompt_id in sorted(by_prompt)[:num_prompts]:
+        candidates = by_prompt[prompt_id]
+        for name in candidates.candidate_ids:
+            path = snapshot.image_path(snapshot.candidate_of[name])
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+            items.append(RewardItem(name, prompt_id, candidates.prompt.text, image=picture))
+    return audit_biases(scorer, snapshot, items)
+
+
+def evaluate_model(
+    folder: str | Path,
+    scorer: PreferenceScorer,
+    snapshot: Snapshot,
+    split: Split,
+    cache: FeatureCache | None = None,
+) -> dict[str, Any]:
+    """Measure the reward model in ``folder`` on one split of any snapshot; see `build_report`.
+
+    Raises:
+        LeakError: a prompt is in two splits, or shaped the model in training.
+        ValueError: the split has no picks on the model's criteria.
+    """
+    sets = held_out_sets(folder, snapshot, split)
+    scores = score_sets(scorer, snapshot, sets, cache)
     return {
         **build_report(sets, scores, scorer.model.config.criteria, snapshot=snapshot),
         "held_out": split.value,
@@ -355,6 +229,26 @@ def read_report(folder: Path) -> dict[str, Any]:
             f"but the folder holds {weights}"
         )
     return report
+
+
+def register(folder: str | Path, report: dict[str, Any], minimum: float | None = None) -> None:
+    """Make ``report`` that of the reward model's run: `require_accuracy` reads it from then on.
+
+    What only the training knows (its seed, its best step ...) is kept. Writes the page too.
+
+    Raises:
+        ValueError: the report is on other weights than the folder's.
+    """
+    folder = Path(folder)
+    weights = file_sha256(folder / WEIGHTS_FILE)
+    if report["model_sha256"] != weights:
+        raise ValueError(
+            f"the report is on weights {report['model_sha256']}, but {folder} holds {weights}"
+        )
+    path = folder / REPORT_FILE
+    whole = {**(read_json(path) if path.is_file() else {}), **report}
+    write_json(path, whole)
+    write_page(whole, folder / PAGE_FILE, minimum)
 
 
 def require_accuracy(folder: str | Path, minimum: float) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 WEIGHTS_FILE = "model.safetensors"
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
+"""The same as a page."""
 CONFIG_FILE = "config.yaml"
 """The resolved settings of the run."""
 INPUTS_FILE = "inputs.json"

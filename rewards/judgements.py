@@ -7,8 +7,8 @@ Kept together, the set goes through the model once for all of them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from annotate.records import Outcome, Pick, Prompt, Question, Snapshot, Split
 from rewards.splits import check_disjoint, set_aside
@@ -19,6 +19,7 @@ __all__ = [
     "Judgement",
     "candidate_sets",
     "divide",
+    "keep_training",
 ]
 
 
@@ -125,6 +126,43 @@ def divide(snapshot: Snapshot, held_out: Split, development_fraction: float, see
                 f"one; picks by split of the prompt: {counts}, held out: {held_out.value!r}"
             )
     return division
+
+
+def keep_training(
+    division: Division, share: float, leave_out: Collection[str], seed: int
+) -> Division:
+    """``division`` with a share of its training prompts, and nothing of some annotators.
+
+    The held-out part is left as it is.
+
+    Raises:
+        ValueError: an annotator has no picks, or nothing is left to learn from.
+    """
+    known = {j.annotator for part in (division.train, division.development) for s in part
+             for j in s.judgements}  # fmt: skip
+    if unknown := sorted(set(leave_out) - known):
+        raise ValueError(
+            f"leave_out names {unknown[0]!r}, who has no training pick (choose from "
+            f"{', '.join(sorted(known))})"
+        )
+
+    def without(part: Iterable[CandidateSet]) -> tuple[CandidateSet, ...]:
+        kept = [
+            replace(s, judgements=tuple(j for j in s.judgements if j.annotator not in leave_out))
+            for s in part
+        ]
+        return tuple(s for s in kept if s.judgements)
+
+    train = division.train
+    if share < 1.0:
+        chosen = set_aside([s.prompt.id for s in train], share, seed)
+        train = tuple(s for s in train if s.prompt.id in chosen)
+    if leave_out:
+        division = replace(division, development=without(division.development))
+        train = without(train)
+    if not train or not division.development:
+        raise ValueError(f"without {', '.join(leave_out)} there is nothing to learn from")
+    return replace(division, train=train)
 
 
 def count_questions(sets: Iterable[CandidateSet]) -> dict[str, int]:

@@ -39,10 +39,15 @@ def render_report(report: Mapping[str, Any], minimum: float | None = None) -> st
         _criteria(report),
         "<p class=note>Interval: 95 %, bootstrap over prompts. Designers: how often one agrees "
         "with another on the same pairs; the model beside it on exactly those pairs. Regret: share "
-        "of picks lost by taking the model's best candidate, and by taking any.</p>",
+        "of picks lost by taking the model's best candidate, and by taking any. AUROC: do large "
+        "margins tell pairs on which designers agree from those on which they do not?</p>",
         "<h2>Calibration</h2>",
         _reliability(report),
     ]
+    if designers := report.get("designers"):
+        parts += ["<h2>Each designer left out</h2>", _designers(designers)]
+    if audit := report.get("audit"):
+        parts += ["<h2>Edits that should change nothing</h2>", _audit(audit)]
     for name, values in sorted(report.get("slices", {}).items()):
         if values:
             rows = [(v, _number(of["accuracy"]), of["num_pairs"]) for v, of in values.items()]
@@ -69,9 +74,12 @@ def _verdict(report: Mapping[str, Any], minimum: float | None) -> str:
     return f"<p class=verdict>{escape(text)}</p>"
 
 
+_MEASURES = ("tau_b", "regret", "regret_random", "auroc_decided", "brier", "nll")
+
+
 def _criteria(report: Mapping[str, Any]) -> str:
     head = ("criterion", "accuracy", "interval", "designers", "model there", "tau-b", "regret",
-            "any", "Brier", "NLL", "pairs")  # fmt: skip
+            "any", "AUROC", "Brier", "NLL", "pairs")  # fmt: skip
     rows = [
         (
             name,
@@ -79,12 +87,41 @@ def _criteria(report: Mapping[str, Any]) -> str:
             _interval(of),
             _number(of["ceiling"]),
             _number(of["accuracy_on_ceiling_pairs"]),
-            *(_number(of.get(key)) for key in ("tau_b", "regret", "regret_random", "brier", "nll")),
+            *(_number(of.get(key)) for key in _MEASURES),
             of["num_pairs"],
         )
         for name, of in report["criteria"].items()
     ]
     return _table(head, rows)
+
+
+def _designers(designers: Mapping[str, Mapping[str, Any]]) -> str:
+    head = ("left out", "model on their picks", "others on their picks", "difference", "interval",
+            "pairs")  # fmt: skip
+    rows = [
+        (
+            name,
+            *(_number(of[key]) for key in ("accuracy", "ceiling", "ceiling_gap")),
+            f"{_number(of['ceiling_gap_low'])} to {_number(of['ceiling_gap_high'])}",
+            of["num_pairs"],
+        )
+        for name, of in designers.items()
+    ]
+    return _table(head, rows)
+
+
+def _audit(audit: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Mean change of the score by edit and head, in medians of |margin|."""
+    heads = list(next(iter(audit.values())))
+    rows = [
+        (edit, *(f"{of[h]['shift']:+.2f}{' !' if of[h]['warning'] else ''}" for h in heads))
+        for edit, of in audit.items()
+    ]
+    note = (
+        "Mean change of the score, in medians of the margin between two candidates; ! where it is "
+        "beyond the tolerance."
+    )
+    return _table(("edit", *heads), rows) + f"<p class=note>{note}</p>"
 
 
 def _reliability(report: Mapping[str, Any]) -> str:

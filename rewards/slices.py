@@ -13,7 +13,7 @@ from rewards.judgements import CandidateSet
 from rewards.metrics import best_of_n_regret, kendall_tau_b
 
 if TYPE_CHECKING:
-    from rewards.evaluate import ScoredPair
+    from rewards.agreement import ScoredPair
 
 __all__ = ["ranking_quality", "slice_accuracy"]
 

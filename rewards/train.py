@@ -21,16 +21,17 @@ from trl import RewardConfig
 
 from annotate.records import Question, Snapshot, load_snapshot
 from annotate.settings import changed_settings, dump_config, load_config
+from rewards.agreement import fit_temperature, scored_pairs
+from rewards.components import check_snapshot
 from rewards.config import RewardTrainConfig
 from rewards.digests import DIGESTS_FILE, damage
-from rewards.evaluate import evaluate_model, fit_temperature, scored_pairs
+from rewards.evaluate import evaluate_model, register
 from rewards.folder import (
     CHECKPOINTS,
     CONFIG_FILE,
     FEATURES,
     INPUTS_FILE,
     METRICS_FILE,
-    REPORT_FILE,
     TRAINED_ON_FILE,
     read_json,
     write_json,
@@ -41,6 +42,7 @@ from rewards.judgements import (
     Division,
     count_questions,
     divide,
+    keep_training,
 )
 from rewards.lock import FolderLock
 from rewards.models import load_encoder
@@ -88,6 +90,9 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     """
     snapshot = load_snapshot(config.snapshot, images=config.images)
     division = divide(snapshot, config.held_out, config.development_fraction, config.seed)
+    if config.check_alike != "off":
+        check_snapshot(snapshot, images=config.check_alike == "text_and_images")
+    division = keep_training(division, config.train_share, config.leave_out, config.seed)
     # Of the processes of a launch, the first holds the folder for all.
     is_first = int(os.environ.get("RANK", "0")) == 0
     with FolderLock(config.output_dir) if is_first else nullcontext():
@@ -125,7 +130,7 @@ def _train(config: RewardTrainConfig, snapshot: Snapshot, division: Division) ->
             "questions": count_questions(lessons),
         },
     }
-    write_json(config.output_dir / REPORT_FILE, report)
+    register(config.output_dir, report)
     return RewardResult(config.output_dir, report)
 
 

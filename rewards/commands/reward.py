@@ -43,9 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     evaluate.add_argument("--page", type=Path, metavar="FILE", help="write it as an HTML page")
     evaluate.add_argument(
+        "--audit",
+        type=int,
+        metavar="N",
+        help="also edit the images of N prompts in ways that should change no score",
+    )
+    evaluate.add_argument(
+        "--register",
+        action="store_true",
+        help="make this the report of the model's run, which the gate before GRPO reads",
+    )
+    evaluate.add_argument(
         "--minimum", type=float, metavar="ACCURACY", help="exit with status 1 below this accuracy"
     )
 
+    _add_comparing(actions)
     splits = actions.add_parser(
         "splits",
         help="find alike prompts, and whether they stand in one split",
@@ -58,6 +70,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     splits.add_argument("--images", type=Path, help="its images, when it was cut without them")
     splits.add_argument("--by-text-alone", action="store_true", help="do not compare images")
     _add_serving(actions)
+
+
+def _add_comparing(actions: Any) -> None:
+    compare = actions.add_parser(
+        "compare",
+        help="measure two reward models on the same pairs",
+        description="Accuracy of two reward models on the same held-out pairs, and the interval of "
+        "the difference by bootstrap over prompts.",
+        epilog="example:\n  winsome reward compare runs/reward-a runs/reward-b snapshots/july",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("first", type=Path, help="folder of a reward model")
+    compare.add_argument("second", type=Path, help="folder of another")
+    compare.add_argument("snapshot", type=Path, help="folder of a snapshot")
+    compare.add_argument("--images", type=Path, help="its images, when it was cut without them")
+    compare.add_argument("--base", help="the base pipeline; default: those named at training")
+    compare.add_argument(
+        "--split", type=Split, choices=list(Split), default=Split.TEST, help="default: test"
+    )
+    compare.add_argument("--device", default="cpu", help="default: cpu")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    curve = actions.add_parser(
+        "curve",
+        help="accuracy by how many picks were learned from",
+        description="Trains on shares of the training prompts, each within the next, and measures "
+        "all on the same held-out picks.",
+        epilog="example:\n  winsome reward curve configs/tiny/reward.yaml --shares 0.25 0.5 1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    curve.add_argument("config", type=Path, help="YAML file of settings")
+    curve.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. epochs=5")
+    curve.add_argument(
+        "--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], metavar="SHARE",
+        help="of the training prompts; default: an eighth, a quarter, half, all",
+    )  # fmt: skip
 
 
 def _add_serving(actions: Any) -> None:
@@ -88,6 +135,8 @@ def run(args: argparse.Namespace) -> int | None:
     actions = {
         "train": _train,
         "evaluate": _evaluate,
+        "compare": _compare,
+        "curve": _curve,
         "splits": _splits,
         "serve": _serve,
         "calibrate": _calibrate,
@@ -109,19 +158,23 @@ def _train(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from annotate.records import load_snapshot
-    from rewards.evaluate import evaluate_model
+    from rewards.evaluate import audit_model, evaluate_model, register
     from rewards.folder import write_json
     from rewards.scorers import load_scorer
 
     snapshot = load_snapshot(args.snapshot, images=args.images)
     scorer = load_scorer(args.model, base=args.base, device=args.device)
     report = evaluate_model(args.model, scorer, snapshot, args.split)
+    if args.audit:
+        report["audit"] = audit_model(args.model, scorer, snapshot, args.split, args.audit)
     if args.json:
         write_json(args.json, report)
     if args.page:
         from rewards.report import write_page
 
         write_page(report, args.page, args.minimum)
+    if args.register:
+        register(args.model, report, args.minimum)
     print(describe_report(report))
     if args.minimum is not None and report["accuracy"] < args.minimum:
         print(f"below the minimum accuracy of {args.minimum:.3f}")
@@ -129,18 +182,55 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(args: argparse.Namespace) -> None:
+    from annotate.records import load_snapshot
+    from rewards.comparison import compare_scores
+    from rewards.evaluate import held_out_sets, score_sets
+    from rewards.folder import write_json
+    from rewards.scorers import load_scorer
+
+    snapshot = load_snapshot(args.snapshot, images=args.images)
+    scores = []
+    for folder in (args.first, args.second):
+        sets = held_out_sets(folder, snapshot, args.split)
+        scorer = load_scorer(folder, base=args.base, device=args.device)
+        scores.append(score_sets(scorer, snapshot, sets))
+    found = compare_scores(sets, *scores)
+    if args.json:
+        write_json(args.json, found)
+    print(f"{'':12} {'first':>6} {'second':>6}  {'difference':>10}  {'95 % interval':^16}  pairs")
+    for name, row in found.items():
+        is_known = row["low"] is not None
+        interval = f"{row['low']:+.3f} - {row['high']:+.3f}" if is_known else "none: 1 prompt"
+        print(
+            f"{name:12} {row['first']:6.3f} {row['second']:6.3f}  {row['difference']:+10.3f}  "
+            f"{interval:^16}  {row['num_pairs']:5}"
+        )
+
+
+def _curve(args: argparse.Namespace) -> None:
+    from annotate.settings import load_config
+    from rewards.config import RewardTrainConfig
+
+    config = load_config(RewardTrainConfig, args.config, args.overrides)
+    from rewards.curve import learning_curve
+    from rewards.evaluate import describe_interval
+
+    print(f"{'share':>6} {'prompts':>7} {'picks':>6}  accuracy")
+    for point in learning_curve(config, args.shares):
+        print(
+            f"{point['share']:6g} {point['num_prompts']:7} {point['num_picks']:6}  "
+            f"{point['accuracy']:.3f} ({describe_interval(point)})"
+        )
+
+
 def _splits(args: argparse.Namespace) -> int:
     from annotate.records import load_snapshot
-    from rewards.components import check_components, find_components, perceptual_hash
-    from rewards.images import open_candidate
+    from rewards.components import check_components, snapshot_components
     from rewards.splits import LeakError
 
     snapshot = load_snapshot(args.snapshot, images=args.images)
-    hashes: dict[str, list[bytes]] = {}
-    for candidate in () if args.by_text_alone else snapshot.candidates:
-        found = perceptual_hash(open_candidate(snapshot, candidate))
-        hashes.setdefault(candidate.prompt_id, []).append(found)
-    components = find_components(snapshot.prompts, hashes)
+    components = snapshot_components(snapshot, images=not args.by_text_alone)
     sizes = Counter(len(component.prompt_ids) for component in components)
     print(f"{len(snapshot.prompts)} prompts, {len(components)} components")
     for size, count in sorted(sizes.items(), reverse=True):

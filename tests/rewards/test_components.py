@@ -1,17 +1,19 @@
 import io
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 
-from annotate.records import Prompt, Split
+from annotate.records import Prompt, Snapshot, Split
 from rewards.components import (
     Component,
     assign_splits,
     check_components,
+    check_snapshot,
     find_components,
     perceptual_hash,
     similar_hashes,
@@ -145,3 +147,23 @@ def test_the_command_names_a_truncated_image(snapshot_folder, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"the image {image} of candidate " in error
     assert f"expected {image.stem}" in error
+
+
+def test_drawn_posters_are_alike_by_their_specification():
+    text = "a long brief for a poster with a red circle on the left and a headline"
+    drawn = [
+        Prompt(id=name, text=f"{text} {name}", split=split, metadata={"spec": {"shape": shape}})
+        for name, split, shape in (
+            ("a", Split.TRAIN, "disc"), ("b", Split.TEST, "ring"), ("c", Split.TRAIN, "disc"),
+        )
+    ]  # fmt: skip
+    snapshot = Snapshot("0", Path(), tuple(drawn), (), (), ())
+    components = check_snapshot(snapshot, images=False)
+    assert [c.prompt_ids for c in components] == [("a", "c"), ("b",)]
+    moved = drawn[2].model_copy(update={"split": Split.TEST})
+    with pytest.raises(LeakError, match=r"alike by specification \(1\)"):
+        check_snapshot(Snapshot("0", Path(), (*drawn[:2], moved), (), (), ()), images=False)
+    # The same captions without a specification are near-duplicates.
+    free = tuple(p.model_copy(update={"metadata": {}}) for p in drawn)
+    with pytest.raises(LeakError, match="alike by text"):
+        check_snapshot(Snapshot("0", Path(), free, (), (), ()), images=False)

@@ -1,21 +1,28 @@
+import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from annotate.records import Prompt, Question
-from rewards.evaluate import (
+from annotate.records import Prompt, Question, Snapshot
+from rewards.agreement import (
     agreement_pairs,
-    build_report,
     cluster_bootstrap,
-    describe_interval,
     fit_temperature,
+    measure_pairs,
     negative_log_likelihood,
-    require_accuracy,
     scored_pairs,
 )
-from rewards.folder import REPORT_FILE, WEIGHTS_FILE, file_sha256, write_json
+from rewards.audit import IMAGE_EDITS, TOLERANCE, audit_biases
+from rewards.base import RewardItem, Score, ScorerSpec
+from rewards.comparison import compare_scores
+from rewards.evaluate import build_report, describe_interval, register, require_accuracy
+from rewards.folder import PAGE_FILE, REPORT_FILE, WEIGHTS_FILE, file_sha256, write_json
 from rewards.judgements import CandidateSet, Judgement
+from rewards.monitors import image_statistics
+from rewards.posters.draw import draw
+from rewards.posters.spec import caption, random_spec
 from rewards.report import render_report, write_page
 
 DETAIL = Question.DETAIL
@@ -144,6 +151,102 @@ def test_the_page_has_the_numbers_and_escapes_what_people_wrote(tmp_path):
     assert "<b>ada" not in page
     assert f"{report['ece_expected']:.3f} on as many pairs" in page
     assert "is shut" in render_report({**report, "accuracy": 0.5}, 0.9)
+
+
+def test_each_designer_is_left_out_in_turn():
+    # The model has ada's order; ben differs from her on the pair {0, 1}.
+    report = build_report([judged(("ada", 2, 0), ("ben", 2, 1))], scores(0, 1, 2), ["detail"])
+    ada, ben = report["designers"]["ada"], report["designers"]["ben"]
+    assert (ada["accuracy"], ben["accuracy"]) == (1.0, pytest.approx(2 / 3))
+    assert ada["ceiling"] == ben["ceiling"] == pytest.approx(2 / 3)
+    assert ada["ceiling_gap"] == pytest.approx(1 / 3)
+    assert report["ceiling_gap"] == pytest.approx(5 / 6 - 4 / 6)
+    alone = build_report([judged(("ada", 2, 0))], scores(0, 1, 2), ["detail"])
+    assert alone["designers"]["ada"]["ceiling"] is None
+    assert alone["ceiling_gap_low"] is None
+
+
+def test_large_margins_should_be_on_pairs_that_designers_agree_on():
+    sets = [judged(("ada", 2, 0), ("ben", 2, 1))]
+    sure_of_the_split_pair = measure_pairs(scored_pairs(sets, scores(0, 9, 10)))
+    assert sure_of_the_split_pair["auroc_decided"] == pytest.approx(0.5)
+    assert measure_pairs(scored_pairs(sets, scores(1, 1.1, 9)))["auroc_decided"] == 1.0
+    agreed = [judged(("ada", 2, 0), ("ben", 2, 0))]
+    assert measure_pairs(scored_pairs(agreed, scores(0, 1, 2)))["auroc_decided"] is None
+
+
+def test_two_models_are_compared_on_the_same_pairs():
+    sets, good, bad = [], {}, {}
+    for index in range(40):
+        name = f"q{index:02}"
+        sets.append(judged(("ada", 2, 0), prompt=name))
+        good |= scores(0, 1, 2, prompt=name)
+        # Every fifth prompt is the other way round: 3 of 3 pairs are lost there.
+        bad |= scores(*((2, 1, 0) if index % 5 == 0 else (0, 1, 2)), prompt=name)
+    found = compare_scores(sets, bad, good)
+    assert found["detail"] == found["mean"]
+    assert found["mean"]["first"] == pytest.approx(0.8)
+    assert found["mean"]["difference"] == pytest.approx(0.2)
+    error = 1.96 * (0.2 * 0.8 / 40) ** 0.5
+    assert found["mean"]["low"] == pytest.approx(0.2 - error, abs=0.03)
+    assert found["mean"]["high"] == pytest.approx(0.2 + error, abs=0.03)
+    same = compare_scores(sets, good, good)["mean"]
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    other = {name: {"aesthetics": 0.0} for name in good}
+    with pytest.raises(ValueError, match="both models have a head"):
+        compare_scores(sets, good, other)
+
+
+class Saturation:
+    """A scorer that pays for colour."""
+
+    spec = ScorerSpec("colour", "1", ("detail",), frozenset({"image"}))
+
+    def score(self, items):
+        values = [image_statistics(item.image)["saturation"] for item in items]
+        return [Score(value, {"detail": value}) for value in values]
+
+
+def test_the_audit_finds_what_a_scorer_secretly_pays_for():
+    rng = random.Random(0)
+    specs = [random_spec(rng) for _ in range(6)]
+    prompts = [Prompt(id=f"p{i}", text=caption(s, "en"), metadata={"spec": s.to_dict()})
+               for i, s in enumerate(specs)]  # fmt: skip
+    items = [
+        RewardItem(
+            f"{i}-{k}", f"p{i}", prompts[i].text, image=draw(spec, 64, seed=k, defects=faults)
+        )
+        for i, spec in enumerate(specs)
+        for k, faults in enumerate(({}, {"noise": 0.1}))
+    ]
+    snapshot = Snapshot("0", Path(), tuple(prompts), (), (), ())
+    found = audit_biases(Saturation(), snapshot, items)
+    assert set(found) == {*IMAGE_EDITS, "prompt in the other language"}
+    paid, free = found["saturation +10 %"]["detail"], found["mirrored"]["detail"]
+    assert paid["warning"]
+    assert paid["shift"] > TOLERANCE
+    assert paid["low"] < paid["shift"] < paid["high"]
+    assert (free["shift"], free["warning"]) == (pytest.approx(0, abs=1e-9), False)
+    # This scorer reads no prompt.
+    assert found["prompt in the other language"]["overall"]["shift"] == 0
+    with pytest.raises(ValueError, match="two images of one prompt"):
+        audit_biases(Saturation(), snapshot, items[:1])
+    report = build_report([judged(("ada", 2, 0))], scores(0, 1, 2), ["detail"])
+    page = render_report({**report, "audit": found})
+    assert f"{paid['shift']:+.2f} !" in page
+    assert "Each designer left out" in page
+
+
+def test_a_registered_report_is_what_the_gate_reads(model_folder):
+    report = build_report([judged(("ada", 2, 0))], scores(0, 1, 2), ["detail"])
+    digest = file_sha256(model_folder / WEIGHTS_FILE)
+    write_json(model_folder / REPORT_FILE, {"accuracy": 0.1, "seed": 7, "model_sha256": digest})
+    register(model_folder, {**report, "model_sha256": digest}, minimum=0.9)
+    read = require_accuracy(model_folder, 0.9)
+    assert (read["accuracy"], read["seed"]) == (1.0, 7)
+    assert "The gate at 0.900 is open." in (model_folder / PAGE_FILE).read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="the report is on weights 0"):
+        register(model_folder, {**report, "model_sha256": "0"})
 
 
 @pytest.fixture

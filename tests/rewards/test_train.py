@@ -16,6 +16,7 @@ from annotate.records import Prompt, Question, Split, load_snapshot
 from annotate.settings import parse_config
 from rewards.base import RewardItem
 from rewards.config import RewardTrainConfig
+from rewards.curve import CURVE_FILE, learning_curve
 from rewards.evaluate import evaluate_model, require_accuracy
 from rewards.folder import CHECKPOINTS, WEIGHTS_FILE
 from rewards.judgements import (
@@ -23,6 +24,7 @@ from rewards.judgements import (
     Judgement,
     candidate_sets,
     divide,
+    keep_training,
 )
 from rewards.lock import FolderInUseError, FolderLock
 from rewards.models.features import Features
@@ -220,6 +222,33 @@ def test_a_leak_is_refused(snapshot_folder):
     object.__setattr__(snapshot, "prompts", (first, *rest, leaked))
     with pytest.raises(LeakError, match="a prompt may be in one split only"):
         divide(snapshot, Split.TEST, 0.15, 0)
+
+
+def test_training_keeps_a_nested_share_and_leaves_annotators_out(snapshot_folder):
+    whole = divide(load_snapshot(snapshot_folder), Split.TEST, 0.15, 0)
+
+    def prompts(share):
+        return {s.prompt.id for s in keep_training(whole, share, (), 0).train}
+
+    assert len(prompts(0.25)) == 8
+    assert prompts(0.25) < prompts(0.5) < prompts(1.0)
+    ada, ben = sorted({j.annotator for s in whole.train for j in s.judgements})
+    kept = keep_training(whole, 1.0, (ada,), 0)
+    for part in (kept.train, kept.development):
+        assert {j.annotator for s in part for j in s.judgements} == {ben}
+    assert kept.held_out == whole.held_out
+    with pytest.raises(ValueError, match=f"leave_out names 'zoe', .*choose from {ada}, {ben}"):
+        keep_training(whole, 1.0, ("zoe",), 0)
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        keep_training(whole, 1.0, (ada, ben), 0)
+
+
+def test_a_learning_curve_measures_all_shares_on_the_same_picks(settings, tmp_path):
+    config = parse_config(RewardTrainConfig, settings(tmp_path, epochs=2))
+    points = learning_curve(config, [1.0, 0.25])
+    assert [(p["share"], p["num_prompts"]) for p in points] == [(0.25, 8), (1.0, 32)]
+    assert points[0]["ceiling"] == points[1]["ceiling"]
+    assert json.loads((tmp_path / CURVE_FILE).read_text()) == points
 
 
 def test_the_development_part_never_meets_the_held_out_one(snapshot_folder):
