@@ -17,7 +17,7 @@ from PIL.Image import Image as PILImage
 from PIL.Image import Resampling
 
 from annotate.records import Snapshot
-from rewards.base import RewardItem, Scorer, score_values
+from rewards.base import RewardItem, Score, Scorer, ScoringError
 from rewards.posters.spec import PosterSpec, caption
 
 __all__ = ["IMAGE_EDITS", "TOLERANCE", "audit_biases", "translate_prompt"]
@@ -149,18 +149,18 @@ def _shifts(
 
 def _table(scorer: Scorer, items: Sequence[RewardItem]) -> dict[str, np.ndarray]:
     """head -> scores of the items; ``overall`` is the value."""
-    scores = score_values(scorer, items)
+    scores = scorer.score(items)
+    values = [_value(item, score) for item, score in zip(items, scores, strict=True)]
     heads = {name: [score.components[name] for score in scores] for name in scorer.spec.components}
-    heads["overall"] = [
-        _value(item, score.value) for item, score in zip(items, scores, strict=True)
-    ]
-    return {name: np.asarray(values, dtype=np.float64) for name, values in heads.items()}
+    heads["overall"] = values
+    return {name: np.asarray(column, dtype=np.float64) for name, column in heads.items()}
 
 
-def _value(item: RewardItem, value: float | None) -> float:
-    if value is None:
-        raise ValueError(f"sample {item.sample_id!r} is not applicable and cannot be audited")
-    return value
+def _value(item: RewardItem, score: Score) -> float:
+    if score.value is None:
+        cause = score.error or "the scorer is not applicable to it"
+        raise ScoringError(f"sample {item.sample_id!r} cannot be audited: {cause}")
+    return score.value
 
 
 def _median_margins(table: Mapping[str, np.ndarray], groups: Sequence[str]) -> dict[str, float]:
