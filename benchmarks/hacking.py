@@ -3,9 +3,8 @@
 The policy is simulated: posters as drawn, changed a little more with each rollout by one hack. So
 the drift is known, and the same posters without it tell what it cost. No training takes part.
 
-The rule was changed twice after a measurement (``results/rewards.jsonl`` has them all): at first it
-had no standard errors, then three of them, now two. Each rule was tried on clean runs of seeds 900
-to 911 alone, and each measurement is on seeds that nothing had been tried on.
+The monitors' rule was not fixed before these runs: it was changed twice after their results had
+been seen. At first it had no standard errors, then three of them, now two.
 
 python -m benchmarks.measure hacking
 """
