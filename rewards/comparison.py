@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from annotate.records import Question
 from rewards.agreement import Scores, cluster_bootstrap, scored_pairs
 from rewards.judgements import CandidateSet
 
@@ -20,7 +21,8 @@ def compare_scores(
     difference: two accuracies whose own intervals overlap may still differ.
 
     Returns:
-        question, and ``mean`` over them -> ``first``, ``second``, ``difference``, ``low``,
+        question, and ``mean`` over the criteria as in the report (``overall`` counts only where it
+        is the sole question) -> ``first``, ``second``, ``difference``, ``low``,
         ``high`` (both None for a single prompt), ``num_pairs``.
 
     Raises:
@@ -38,9 +40,11 @@ def compare_scores(
     if not paired:
         raise ValueError("no held-out pick asks a question for which both models have a head")
     questions = sorted({a.question for a, _ in paired})
+    criteria = [name for name in questions if name != Question.OVERALL] or questions
     found: dict[str, Mapping[str, Any]] = {}
     for name in [*questions, "mean"]:
-        of = [(a, b) for a, b in paired if name in (a.question, "mean")]
+        asked = criteria if name == "mean" else [name]
+        of = [(a, b) for a, b in paired if a.question in asked]
         prompts, groups = [a.prompt_id for a, _ in of], [a.question for a, _ in of]
 
         def mean(

@@ -192,6 +192,10 @@ def test_two_models_are_compared_on_the_same_pairs():
     assert found["mean"]["high"] == pytest.approx(0.2 + error, abs=0.03)
     same = compare_scores(sets, good, good)["mean"]
     assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    both = {name: heads | {"overall": heads["detail"]} for name, heads in good.items()}
+    asked = [*sets, judged(("ada", 0, 2), question=Question.OVERALL, prompt="q01")]
+    assert compare_scores(asked, both, both)["overall"]["first"] == 0
+    assert compare_scores(asked, both, both)["mean"]["first"] == 1  # of the criteria alone
     other = {name: {"aesthetics": 0.0} for name in good}
     with pytest.raises(ValueError, match="both models have a head"):
         compare_scores(sets, good, other)
