@@ -70,7 +70,7 @@ def test_accounts_change(winsome):
         ("snapshot verify s", "no snapshot in s"),
         ("store status empty", "the database at empty is empty: restore a backup"),
         ("db check empty", "the database at empty is empty"),
-        ("store import studio latin.txt", "latin.txt is not UTF-8 text"),
+        ("store import studio latin.txt", "latin.txt, row 1: not UTF-8 text"),
         ("store import studio twice.csv", "twice.csv, row 4: id 'a' is that of row 2"),
         (
             "store policy studio --set typo=1",
