@@ -67,10 +67,7 @@ def login_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
         address = request.client.host if request.client else ""
         user, wait = await run_in_threadpool(check, address, name, password)
         if wait > 0:
-            text = catalogue(language)["login.wait"].replace("{seconds}", str(wait))
-            page = HTMLResponse(login_page(language, _local(next), text), status_code=429)
-            page.headers["Retry-After"] = str(wait)
-            return page
+            return _wait_page(language, next, wait)
         if user is None:
             text = catalogue(language)["login.wrong"]
             return HTMLResponse(login_page(language, _local(next), text), status_code=401)
