@@ -14,6 +14,7 @@ every error in a configuration answers at once; ``run`` imports what the work ne
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import importlib
 import logging
@@ -22,6 +23,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 COMMANDS = {
     "demo": "align.commands.demo",
@@ -120,20 +122,7 @@ def dispatch(name: str, arguments: list[str]) -> int:
         print(f"winsome {version('winsome')}")
         return 0
     args = command_parser(name).parse_args(arguments)
-    status = load_command(name).run(args) or 0
-    leave_process_group()
-    return status
-
-
-def leave_process_group() -> None:
-    """End the process group of a launch by several processes, where there is one.
-
-    Its threads otherwise outlive the interpreter now and then, which aborts a finished run and
-    makes the launcher report it as failed.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    return load_command(name).run(args) or 0
 
 
 def quieten() -> None:
@@ -179,5 +168,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def leave(status: int = 0) -> NoReturn:
+    """Exit this process with ``status``; in a launch by several processes, without teardown.
+
+    A thread of gloo that drops the tensors of the last collective takes the interpreter's lock for
+    it. Where Python is already being torn down, that aborts the process (before Python 3.14), and
+    the launcher reports a finished run as failed. To destroy the group does not end these threads:
+    DistributedDataParallel's hooks still hold it.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        sys.exit(status)
+    if status == 0:  # after an error the other processes may be gone
+        distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # trackers, temporary folders and logs end by these
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def console() -> NoReturn:
+    """What ``winsome`` and ``python -m align.cli`` run."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

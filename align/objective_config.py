@@ -80,8 +80,8 @@ class DPOObjectiveConfig(Config):
     """Weight of the hinge that keeps the chosen image as likely as under the reference; 0: none."""
     anchor_tolerance: float = Field(default=0.0, ge=0)
     """Nats that the chosen's implicit reward may fall before the hinge pulls. Every run starts at
-    its corner: with stored reference errors, rounding alone would switch it on for half the pairs
-    (in bfloat16 by tenths of a nat). 0: from the reference on, where its gradient is 0."""
+    its corner: with stored reference errors, rounding alone would switch it on for half the pairs.
+    0: from the reference on, where its gradient is 0."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen image's own flow-matching error; 0: none."""
     desirable_weight: float = Field(default=1.0, gt=0)

@@ -111,7 +111,7 @@ def settings(kind: str, folder: Path, out: Path, steps: int) -> dict[str, Any]:
 
 def train(kind: str, folder: Path, out: Path, steps: int) -> None:
     """What each process of a run does; it says who it is, for those who watch or kill it."""
-    from align.cli import leave_process_group
+    from align.cli import leave
     from align.offline import train_dpo, train_sft
     from align.online import train_grpo
 
@@ -122,7 +122,7 @@ def train(kind: str, folder: Path, out: Path, steps: int) -> None:
         train_grpo(config, FirstChannel())
     else:
         {"sft": train_sft, "dpo": train_dpo}[kind](config)
-    leave_process_group()
+    leave()
 
 
 # Those who watch and kill -------------------------------------------------------------------------

@@ -97,7 +97,7 @@ print(json.dumps([align.cli.__file__, str(configs_folder())]))
 
 def test_the_command_and_the_licence_are_in_the_wheel(wheel):
     info = f"winsome-{PROJECT['version']}.dist-info"
-    assert b"winsome = align.cli:main" in wheel.read(f"{info}/entry_points.txt")
+    assert b"winsome = align.cli:console" in wheel.read(f"{info}/entry_points.txt")
     assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")
     metadata = message_from_bytes(wheel.read(f"{info}/METADATA"))
     assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])

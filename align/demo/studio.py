@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
 import secrets
@@ -126,14 +125,16 @@ class Workplace:
         if claim is None:
             return False
         spec = self.specs[claim.prompt]
-        files = [self.store.media(user.id, token).read_bytes() for token in claim.media]
-        # Noise follows the image and not its place on the screen, which differs between studios.
-        digests = [hashlib.sha256(png).hexdigest() for png in files]
-        places = sorted(range(len(files)), key=digests.__getitem__)
+        seen = [_pixels(self.store.media(user.id, token)) for token in claim.media]
+        # Noise follows what is seen: not the place on the screen, which differs between studios,
+        # and not the file, whose bytes change with the encoder.
+        digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in seen]
+        places = sorted(range(len(seen)), key=digests.__getitem__)
         key = f"{self.seed}/{designer.name}/{claim.question}/{claim.prompt}"
         rng = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
         judgement = designer.choose(
-            [self._impression(designer, files[i], spec, claim.question) for i in places], rng
+            [self._impression(designer, seen[i], digests[i], spec, claim.question) for i in places],
+            rng,
         )
         self.store.submit(
             user.id,
@@ -149,13 +150,20 @@ class Workplace:
         return True
 
     def _impression(
-        self, designer: Designer, png: bytes, spec: PosterSpec, question: Question
+        self,
+        designer: Designer,
+        image: Image.Image,
+        digest: str,
+        spec: PosterSpec,
+        question: Question,
     ) -> float:
         """How the designer likes an image; they remember what they saw."""
-        sha256 = hashlib.sha256(png).hexdigest()
-        if (designer.name, sha256, question) not in self._impressions:
-            with Image.open(io.BytesIO(png)) as image:
-                seen = designer.impressions(image, spec)
-            for name, value in seen.items():
-                self._impressions[designer.name, sha256, name] = value
-        return self._impressions[designer.name, sha256, question]
+        if (designer.name, digest, question) not in self._impressions:
+            for name, value in designer.impressions(image, spec).items():
+                self._impressions[designer.name, digest, name] = value
+        return self._impressions[designer.name, digest, question]
+
+
+def _pixels(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")

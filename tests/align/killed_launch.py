@@ -12,7 +12,7 @@ from pathlib import Path
 from killed_run import kill_in_step
 from run_data import sft_config
 
-from align.cli import leave_process_group
+from align.cli import leave
 from align.offline import train_sft
 
 SETTINGS = {"max_steps": 6, "save_every": 2, "ema": None, "validation": {"every": 0}}
@@ -22,4 +22,4 @@ if __name__ == "__main__":
     if os.environ["RANK"] == "1" and int(sys.argv[4]):
         kill_in_step(int(sys.argv[4]))
     train_sft(sft_config(data, model, out, **SETTINGS))
-    leave_process_group()
+    leave()

@@ -18,7 +18,7 @@ from run_data import FirstChannel, dpo_config, grpo_config, sft_config
 from torch.distributed.tensor import DTensor
 
 import align.online
-from align.cli import leave_process_group
+from align.cli import leave
 from align.engine import Engine
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
@@ -53,7 +53,7 @@ def main(data: Path, model: Path, out: Path) -> None:
     train_grpo(grpo_config(data, model, out / "grpo", **GRPO), FirstChannel())
     if "zero3" not in out.name and "fsdp2" not in out.name:
         start_unequal(data, model, out, state)
-    leave_process_group()
+    leave()
 
 
 def note_held(out: Path) -> None:
