@@ -78,8 +78,8 @@ class SnapshotPairsConfig(ResolutionConfig):
 
     type: Literal["snapshot"] = "snapshot"
     path: Path
-    images: Path | None = None
-    """Folder of ``<sha256>.png``; null: the snapshot's own ``images/``."""
+    images: str | None = None
+    """Folder or fsspec URL of ``<sha256>.png``; null: the snapshot's own ``images/``."""
     questions: tuple[Question, ...] = tuple(Question)
     """Only picks that answer one of these."""
     policy: Literal["win_lose", "implied_all"] = "win_lose"

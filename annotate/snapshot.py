@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from annotate.image_files import ImageFiles
 from annotate.pairs import derive_pairs, derive_rankings
 from annotate.schema import (
     Candidate,
@@ -75,7 +76,7 @@ class Snapshot:
     picks: tuple[Pick, ...]
     spec: dict[str, Any] = field(default_factory=dict)
     """The filters it was cut with."""
-    images: Path | None = None
+    images: ImageFiles | None = None
     """Where the images lie, when not in the snapshot's own folder."""
 
     @cached_property
@@ -146,14 +147,14 @@ class Snapshot:
             FileNotFoundError: it is not where images lie; the message says where that is.
         """
         sha256 = candidate if isinstance(candidate, str) else candidate.image_sha256
-        folders = [self.folder / IMAGES, *([self.images] if self.images else [])]
-        for folder in folders:
-            path = folder / f"{sha256}.png"
+        places = [ImageFiles.open(self.folder / IMAGES), *([self.images] if self.images else [])]
+        for files in places:
+            path = files.path(sha256)
             if path.is_file():
                 return path
         raise FileNotFoundError(
-            f"no image {sha256}.png in {' or '.join(map(str, folders))}; cut the snapshot with "
-            "its images, or name their folder when loading it"
+            f"no image {sha256}.png in {' or '.join(map(str, places))}; cut the snapshot with "
+            "its images, or name their place when loading it"
         )
 
     def read_image(self, candidate: Candidate) -> bytes:
@@ -232,14 +233,15 @@ def cut_snapshot(
         _write_folder(folder, files, candidates if with_images else [], store)
     judged = {pick.task_id for pick in picks}
     store.add_snapshot(manifest["digest"], str(folder.resolve()), manifest["counts"], judged)
-    return load_snapshot(folder, images=store.images)
+    return load_snapshot(folder, images=store.images.location)
 
 
 def load_snapshot(folder: str | Path, images: str | Path | None = None) -> Snapshot:
     """Read a snapshot and verify its digest.
 
     Args:
-        images: a folder of ``<sha256>.png`` files to look in, for a snapshot without images.
+        images: a folder or an fsspec URL with ``<sha256>.png`` files, for a snapshot without
+            images.
 
     Raises:
         FileNotFoundError: there is no snapshot in ``folder``.
@@ -275,7 +277,7 @@ def load_snapshot(folder: str | Path, images: str | Path | None = None) -> Snaps
         tasks=tuple(tasks),
         picks=tuple(picks),
         spec=manifest["spec"],
-        images=None if images is None else Path(images),
+        images=None if images is None else ImageFiles.open(images),
     )
     _check_references(snapshot)
     return snapshot

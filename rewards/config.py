@@ -70,8 +70,8 @@ class RewardTrainConfig(Config):
 
     snapshot: Path
     """Folder of a snapshot."""
-    images: Path | None = None
-    """Folder of the images, for a snapshot that was cut without them."""
+    images: str | None = None
+    """Folder or fsspec URL of the images, for a snapshot that was cut without them."""
     base: str
     """The frozen base: a diffusers pipeline folder, a hub id, or ``tiny``, the one that ships."""
     output_dir: Path

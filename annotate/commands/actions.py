@@ -47,4 +47,4 @@ def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action]) 
 def add_studio_arguments(parser: argparse.ArgumentParser) -> None:
     """Which studio."""
     parser.add_argument("studio", help="folder of the studio, or a database URL")
-    parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")
+    parser.add_argument("--images", metavar="PLACE", help="folder or URL where the images lie")

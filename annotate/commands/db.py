@@ -62,7 +62,7 @@ def _backup(args: argparse.Namespace) -> None:
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of the backup")
     parser.add_argument("studio", help="new folder of a studio, or the URL of an empty database")
-    parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")
+    parser.add_argument("--images", metavar="PLACE", help="folder or URL where the images lie")
 
 
 def _restore(args: argparse.Namespace) -> None:

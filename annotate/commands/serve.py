@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="studio",
         help="folder of the studio, or a database URL (default: studio)",
     )
-    parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")
+    parser.add_argument("--images", metavar="PLACE", help="folder or URL where the images lie")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any (default: 7860)")
     parser.add_argument("--config", metavar="FILE", help="settings, as configs/annotate/serve.yaml")

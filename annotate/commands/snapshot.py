@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
 def _cut_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("studio", help="folder of the studio, or a database URL")
     parser.add_argument("folder", type=Path, help="new folder to write")
-    parser.add_argument("--images", metavar="FOLDER", help="where the images lie, for a URL")
+    parser.add_argument("--images", metavar="PLACE", help="folder or URL where the images lie")
     parser.add_argument(
         "--without-images", action="store_true", help="only name the images, by their hashes"
     )
@@ -71,7 +71,7 @@ def _cut(args: argparse.Namespace) -> None:
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of the snapshot")
-    parser.add_argument("--images", metavar="FOLDER", help="where to look for images too")
+    parser.add_argument("--images", metavar="PLACE", help="folder or URL to look for images too")
     parser.add_argument("--without-images", action="store_true", help="do not read the images")
 
 
@@ -99,7 +99,7 @@ def _pairs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=[word.value for word in Split], help="only prompts of this split"
     )
-    parser.add_argument("--images", metavar="FOLDER", help="where to look for images too")
+    parser.add_argument("--images", metavar="PLACE", help="folder or URL to look for images too")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="JSONL file (default: standard output)"
     )
@@ -171,7 +171,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=[word.value for word in Split], help="only prompts of this split"
     )
-    parser.add_argument("--images", metavar="FOLDER", help="where to look for images too")
+    parser.add_argument("--images", metavar="PLACE", help="folder or URL to look for images too")
 
 
 def _export(args: argparse.Namespace) -> None:

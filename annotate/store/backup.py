@@ -21,7 +21,6 @@ from sqlalchemy import DateTime, Table, func, insert, select, text
 from sqlalchemy.orm import Session
 
 from annotate.migrations import current_revision
-from annotate.store.content import write_once
 from annotate.store.engine import StoreBase
 from annotate.store.errors import StoreError
 from annotate.tables import Base, CandidateRow, SettingRow, UserRow
@@ -59,11 +58,11 @@ class BackupStore(StoreBase):
             faults = list(_broken_references(session)) if self.is_sqlite else []
             hashes = session.scalars(select(CandidateRow.image_sha256).distinct()).all()
         for sha256 in sorted(hashes):
-            path = self.image_path(sha256)
-            if not path.is_file():
-                faults.append(f"the image {path.name} is missing")
-            elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-                faults.append(f"the image {path.name} was changed")
+            data = self._stored_image(sha256)
+            if data is None:
+                faults.append(f"the image {sha256}.png is missing")
+            elif hashlib.sha256(data).hexdigest() != sha256:
+                faults.append(f"the image {sha256}.png was changed")
         return faults
 
     def backup(self, folder: str | Path) -> Backup:
@@ -176,7 +175,7 @@ def restore(store: PreferenceStore, folder: str | Path) -> Backup:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != path.stem:
             raise StoreError(f"the image {path} was changed after the backup")
-        write_once(store.image_path(path.stem), data)
+        store._keep_image(path.stem, data)
     with store._write() as session:
         taken = session.scalar(select(func.count()).select_from(UserRow))
         if taken or session.scalar(select(func.count()).select_from(CandidateRow)):

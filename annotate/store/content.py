@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,7 +100,7 @@ class ContentStore(StoreBase):
             if found != sha256:
                 raise StoreError(f"the image's SHA-256 is {found}, expected {sha256}")
             checked[sha256] = png_size(data)
-            write_once(self.image_path(sha256), data)
+            self._keep_image(sha256, data)
         if checked[sha256] != (candidate.width, candidate.height):
             width, height = checked[sha256]
             raise StoreError(
@@ -114,23 +112,6 @@ class ContentStore(StoreBase):
 def sha256_of(data: bytes) -> str:
     """The name of an image: the SHA-256 of its PNG file's bytes."""
     return hashlib.sha256(data).hexdigest()
-
-
-def write_once(path: Path, data: bytes) -> None:
-    """Write a content-addressed file; readers see all of it or nothing, also after a crash."""
-    if path.exists():
-        return
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def prompt_record(row: PromptRow) -> Prompt:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
+from annotate.image_files import ImageFiles
 from annotate.migrations import current_revision, upgrade
 from annotate.store.errors import ConflictError, NotFoundError, StoreAccessError, StoreError
 from annotate.tables import SettingRow
@@ -31,7 +32,7 @@ MAX_BOUND_VALUES = 500
 class StoreBase:
     """An open store: where it is, and its two kinds of transaction."""
 
-    def __init__(self, engine: Engine, images: Path, pseudonym_key: str | None = None):
+    def __init__(self, engine: Engine, images: ImageFiles, pseudonym_key: str | None = None):
         self.engine = engine
         self.images = images
         self._writer = engine.execution_options(winsome_write=True)
@@ -50,7 +51,8 @@ class StoreBase:
 
         Args:
             location: a folder (SQLite at ``winsome.db`` in it), or a database URL.
-            images: where the PNG files lie; by default ``images`` in the folder. A URL needs it.
+            images: where the PNG files lie: a folder or an fsspec URL (``s3://bucket/prefix``); by
+                default ``images`` in the folder. A database URL needs it.
             pseudonym_key: names annotators in snapshots. By default a random one is drawn when
                 the store is made; give one to get equal pseudonyms from several stores.
 
@@ -61,14 +63,14 @@ class StoreBase:
         text = str(location)
         if "://" in text:
             if images is None:
-                raise ValueError("a database URL needs a folder for the images beside it")
-            url, images = text, Path(images)
+                raise ValueError("a database URL needs a place for the images beside it")
+            url = text
         else:
             folder = Path(location)
-            images = Path(images) if images else folder / IMAGES_FOLDER
+            images = images or folder / IMAGES_FOLDER
             _make_folder(folder)
             url = f"sqlite:///{folder / DATABASE_FILE}"
-        _make_folder(images)
+        files = _open_images(images)
         try:
             engine = make_engine(url)
         except ArgumentError as error:
@@ -76,7 +78,7 @@ class StoreBase:
         try:
             with _explained_errors(engine):
                 upgrade(engine)
-            return cls(engine, images, pseudonym_key)
+            return cls(engine, files, pseudonym_key)
         except BaseException:
             engine.dispose()
             raise
@@ -96,8 +98,21 @@ class StoreBase:
         self.close()
 
     def image_path(self, image_sha256: str) -> Path:
-        """Where the image with these bytes lies."""
-        return self.images / f"{image_sha256}.png"
+        """The image with these bytes on this machine; from a remote store it is fetched once.
+
+        Raises:
+            StoreAccessError: the remote store cannot be used.
+        """
+        with _explained_files():
+            return self.images.path(image_sha256)
+
+    def _stored_image(self, image_sha256: str) -> bytes | None:
+        with _explained_files():
+            return self.images.stored(image_sha256)
+
+    def _keep_image(self, image_sha256: str, data: bytes) -> None:
+        with _explained_files():
+            self.images.put(image_sha256, data)
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
@@ -215,6 +230,21 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreAccessError(f"cannot use the folder {folder}: {error.strerror}") from error
+
+
+def _open_images(location: str | Path) -> ImageFiles:
+    with _explained_files():
+        files = ImageFiles.open(location)
+    _make_folder(files.folder)
+    return files
+
+
+@contextmanager
+def _explained_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreAccessError(str(error), code="storage") from error
 
 
 @contextmanager

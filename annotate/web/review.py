@@ -32,7 +32,7 @@ _START = 'import("/static/js/review.js").then((review) => review.start(element))
 
 def report_path(store: PreferenceStore) -> Path:
     """Where `winsome demo` leaves its report: beside the studio's folder."""
-    return store.images.parent.parent / "report.html"
+    return store.images.folder.parent.parent / "report.html"
 
 
 def report_routes(store: PreferenceStore) -> APIRouter:

@@ -201,7 +201,7 @@ def test_a_damaged_image_is_named_and_one_elsewhere_is_found(studio, snapshot, t
     path.unlink()
     with pytest.raises(FileNotFoundError, match=candidate.image_sha256):
         load_snapshot(snapshot.folder).image_path(candidate)
-    elsewhere = load_snapshot(snapshot.folder, images=studio.images)
+    elsewhere = load_snapshot(snapshot.folder, images=studio.images.location)
     elsewhere.verify_images()
     assert elsewhere.image_path(candidate) == studio.image_path(candidate.image_sha256)
 

@@ -194,7 +194,7 @@ def test_a_place_that_cannot_be_used_is_one_clear_error(tmp_path):
     (tmp_path / "studio" / "winsome.db").write_bytes(os.urandom(4096))
     with pytest.raises(StoreAccessError, match="not a database"):
         PreferenceStore.open(tmp_path / "studio")
-    with pytest.raises(ValueError, match="folder for the images"):
+    with pytest.raises(ValueError, match="place for the images"):
         PreferenceStore.open("postgresql://nowhere/db")
     with pytest.raises(ValueError, match="sqlite or postgresql, got 'mysql'"):
         PreferenceStore.open("mysql://nowhere/db", images=tmp_path)

@@ -323,7 +323,7 @@ def test_images_open_for_their_annotator_alone(app):
 
 
 def test_pixels_are_exact_and_metadata_is_gone(shared_store):
-    path = next(shared_store.images.glob("*.png"))
+    path = next(shared_store.images.folder.glob("*.png"))
     data = path.read_bytes()
     assert b"drawn by" in data
     clean = strip_metadata(data + b"after the end")

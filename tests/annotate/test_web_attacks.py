@@ -12,7 +12,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from browser_tools import served
@@ -85,7 +84,7 @@ def test_no_endpoint_of_gradio_gives_a_file_or_fetches_an_address(app, store):
             assert answer.status_code != 500, (method, address)
             text = answer.content
             assert not any(secret in text for secret in secrets), (method, address)
-            assert str(store.images.parent).encode() not in text, (method, address)
+            assert str(store.images.folder.parent).encode() not in text, (method, address)
             if path.startswith("/review"):
                 assert answer.status_code in (403, 404), (method, address)
     assert asked > 100
@@ -246,10 +245,10 @@ def test_hostile_images_are_not_taken_in(store, data, message):
     store.add_prompts([Prompt(id="hostile", text="x")])
     digest = sha256(data)
     candidate = Candidate(id="bomb", prompt_id="hostile", image_sha256=digest, width=8, height=6)
-    before = {path.name for path in Path(store.images).iterdir()}
+    before = {path.name for path in store.images.folder.iterdir()}
     with pytest.raises(StoreError, match=message):
         store.add_candidates([candidate], {digest: data})
-    assert {path.name for path in Path(store.images).iterdir()} == before
+    assert {path.name for path in store.images.folder.iterdir()} == before
 
 
 HOSTILE = '"><img src=x onerror=alert(1)> ${alert(2)} {{alert(3)}}'
