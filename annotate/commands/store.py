@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from annotate.commands.actions import Action, add_actions, add_studio_arguments
+from annotate.commands.store_keys import KEY_ACTIONS, warn_of_keyless
 from annotate.commands.store_results import RESULT_ACTIONS
 from annotate.schema import Question, Split
 
@@ -217,7 +218,11 @@ def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=[word.value for word in Split], help="only prompts of this split"
     )
-    parser.add_argument("--kind", default="standard", help="a word for these (default: standard)")
+    parser.add_argument(
+        "--kind",
+        default="standard",
+        help="a word for these; gold and qualification need a key (default: standard)",
+    )
     parser.add_argument("--priority", type=int, default=0, help="higher comes first (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the grouping (default: 0)")
     parser.add_argument(
@@ -267,6 +272,7 @@ def _tasks(args: argparse.Namespace, store: PreferenceStore) -> None:
         )
     after = store.status()
     print(f"New: {after.tasks - before} tasks. Open slots now: {after.slots.get('open', 0)}.")
+    warn_of_keyless(store)
 
 
 def _policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -396,5 +402,6 @@ ACTIONS = {
         _prioritise_arguments,
         _prioritise,
     ),
+    **KEY_ACTIONS,
     **RESULT_ACTIONS,
 }

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from annotate.assignment import display_order, keyed_digest, queue_rank
@@ -82,6 +82,16 @@ class CheckStore(StoreBase):
                     TaskKeyRow(task_id=task_id, ordinal=ordinals[name], role=role)
                     for name in set(ids)
                 )
+
+    def count_keyless(self) -> int:
+        """Gold and qualification tasks that have no key, and so are shown to nobody."""
+        query = (
+            select(func.count())
+            .select_from(TaskRow)
+            .where(TaskRow.kind.in_(KEYED_KINDS), ~TaskRow.id.in_(select(TaskKeyRow.task_id)))
+        )
+        with self._read() as session:
+            return session.scalar(query) or 0
 
     def qualification(self, user_id: int) -> Qualification:
         """How this annotator stands, for the page that tells them."""

@@ -82,7 +82,7 @@ def test_accounts_change(winsome):
             "names no candidate of this studio, such as ['x']",
         ),
         ("store init studio/winsome.db/x", "cannot use the folder"),
-        ("store init postgresql://u@/db", "needs a folder for the images"),
+        ("store init postgresql://u@/db", "needs a place for the images"),
         ("store init postgresql://u@/db?host=nowhere --images i", "cannot use the store at"),
     ],
 )
@@ -158,3 +158,32 @@ def test_tasks_in_reference_mode_show_the_gold_image_of_their_prompt(winsome, tm
             for task in store.tasks()
         ]
     assert sorted(references, key=str) == [None, gold]
+
+
+def test_gold_tasks_wait_for_their_keys_which_come_from_a_file(winsome, tmp_path):
+    write_folder(tmp_path / "generated")
+    winsome("store init studio")
+    winsome("store import studio generated")
+    made = winsome("store tasks studio --kind gold --question detail --question overall")[1]
+    assert "4 gold or qualification tasks have no key" in made
+    with PreferenceStore.open("studio") as store:
+        shown = sorted(store.tasks()[0].candidate_ids)
+    keys = tmp_path / "keys.jsonl"
+
+    def key(*lines: dict) -> tuple[int, str, str]:
+        keys.write_text("\n".join(map(json.dumps, lines)))
+        return winsome("store key studio keys.jsonl")
+
+    right = {"best": shown[:1], "worst": shown[1:], "question": "detail"}
+    for wrong, message in (
+        ({}, "line 2: a key names at least one candidate"),
+        ({"best": shown[:1], "worst": shown[:1]}, "is both the best and the worst"),
+        ({"best": ["nobody"]}, r"line 2: no task of kind gold or qualification shows ['nobody']"),
+        ({"best": shown, "question": "taste"}, "line 2: question: Input should be"),
+        ({"best": shown[:1]}, "line 2: line 1 has a key for"),
+    ):
+        status, _, error = key(right, wrong)
+        assert (status, message in error) == (2, True), error
+    status, output, _ = key(right)
+    assert (status, "1 tasks have their key.\n3 gold" in output) == (0, True), output
+    assert "2 tasks have their key.\n2 gold" in key({"worst": shown[1:]})[1]
