@@ -28,6 +28,7 @@ SESSION_COOKIE = "winsome_session"
 USER_KEY = "winsome.user"
 """Where the ASGI scope carries the signed-in `User`."""
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
 PUBLIC = ("/login", "/static/", "/healthz", "/favicon.ico")
 REVIEW = ("/review", "/api/review")
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -136,13 +137,22 @@ class Guard:
             return site == "same-origin"
         # The scheme is that which a trusted proxy names, else the connection's own.
         expected = self._public_origin or (scheme, headers.get("host", "").lower())
-        return _origin(origin) == expected
+        try:
+            return _origin(origin) == _with_port(*expected)
+        except ValueError:  # no address at all
+            return False
 
 
 def _origin(url: str) -> tuple[str, str]:
-    """(scheme, host with port) of an address."""
+    """(scheme, host with port) of an address; ValueError for what is none."""
     parts = urlsplit(url)
-    return parts.scheme.lower(), parts.netloc.lower()
+    return _with_port(parts.scheme, parts.netloc)
+
+
+def _with_port(scheme: str, host: str) -> tuple[str, str]:
+    """Browsers leave out the scheme's own port; who writes an address may not."""
+    scheme, host = scheme.lower(), host.lower()
+    return scheme, host.removesuffix(f":{DEFAULT_PORTS.get(scheme, '')}")
 
 
 def _failure(headers: Headers, error: Exception) -> Response:

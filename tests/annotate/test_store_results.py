@@ -84,7 +84,9 @@ def test_a_run_folder_is_listed_and_brought_up_to_date(winsome, tmp_path):
     assert "Updated dpo run dpo, finished" in winsome("store add-run studio a/dpo")[1]
     reward = tmp_path / "reward"
     reward.mkdir()
-    (reward / "report.json").write_text('{"accuracy": 0.64, "snapshot_digest": "e"}')
+    (reward / "report.json").write_text(
+        '{"accuracy": 0.64, "much": 1' + "0" * 400 + ', "snapshot_digest": "e"}'
+    )
     assert "Added reward run scorer" in winsome("store add-run studio reward --id scorer")[1]
     with PreferenceStore.open("studio") as store:
         dpo, scorer = store.run("dpo"), store.run("scorer")
@@ -99,6 +101,7 @@ def test_a_run_folder_is_listed_and_brought_up_to_date(winsome, tmp_path):
         ("store add-run studio nowhere", "no run in nowhere: there is neither run.json nor"),
         ("store add-run studio b/dpo", "run 'dpo' is there already, of"),
         ("store add-run studio broken", "broken/run.json is not valid JSON"),
+        ("store add-run studio deep", "deep/run.json is not valid JSON"),
         ("store add-run studio odd", "odd is not a run that can be listed"),
     ],
 )
@@ -110,5 +113,7 @@ def test_a_folder_that_is_no_run_is_one_clear_message(winsome, tmp_path, line, m
     write_run(tmp_path / "odd", "asleep")
     write_run(tmp_path / "broken", "finished")
     (tmp_path / "broken/run.json").write_text("{")
+    write_run(tmp_path / "deep", "finished")
+    (tmp_path / "deep/run.json").write_text("[" * 100_000)
     status, _, error = winsome(line)
     assert (status, message in error) == (2, True), error

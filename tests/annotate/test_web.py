@@ -207,6 +207,7 @@ def test_a_closed_account_is_out_at_once(store):
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Origin": HOST.replace("http:", "https:")},
         {"Origin": HOST, "Sec-Fetch-Site": "cross-site"},
         {"Origin": HOST, "Sec-Fetch-Site": "same-site"},
@@ -223,7 +224,7 @@ def test_changes_are_taken_from_our_own_pages_alone(app, headers):
 
 
 def test_public_url_is_the_origin_behind_a_proxy(store):
-    app = create_app(store, ServeConfig(public_url="https://label.example.com"))
+    app = create_app(store, ServeConfig(public_url="https://label.example.com:443"))
     client = TestClient(app, base_url="http://backend:7860", follow_redirects=False)
     form = {"name": "mei", "password": PASSWORD}
     ours = client.post("/login", data=form, headers={"Origin": "https://label.example.com"})
