@@ -39,7 +39,8 @@ KINDS: dict[str, type[Config]] = {
 }
 """What a YAML configures: the name of its folder, or in ``tiny/`` the start of its own name."""
 
-LAUNCHERS = ("accelerate", "deepspeed")
+LAUNCHERS = ("accelerate", "deepspeed", "compose")
+"""Folders of other programs' files."""
 YAML_FILES = sorted(
     path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in LAUNCHERS
 )  # fmt: skip

@@ -17,7 +17,7 @@ from annotate.settings import configs_folder, load_config
 from annotate.store import PreferenceStore
 from annotate.web.config import ServeConfig
 
-FOLDER = configs_folder() / "annotate" / "compose"
+FOLDER = configs_folder() / "compose"
 ROOT = Path(__file__).parents[2]
 
 
