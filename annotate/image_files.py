@@ -46,6 +46,8 @@ class ImageFiles:
             raise ValueError(f"not a place for images: {text!r} ({error})") from error
         except ImportError as error:
             raise OSError(f"{text} needs another package: {error}") from error
+        if text.startswith(("file://", "local://")):
+            return cls(text, Path(root))
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         files = cls(text, Path(cache).expanduser() / "winsome" / name, remote, root.rstrip("/"))

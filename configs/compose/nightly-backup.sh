@@ -3,6 +3,11 @@
 # night, the newest $BACKUPS_KEPT of which stay. A backup that fails is told and removes none.
 set -eu
 folder=$1
+hour=$(expr "$BACKUP_HOUR" % 24) || [ "$hour" = 0 ]  # 08 is no octal number here
+[ "$BACKUPS_KEPT" -ge 1 ] || {
+    echo "nightly-backup: BACKUPS_KEPT is '$BACKUPS_KEPT', expected 1 or more" >&2
+    exit 2
+}
 
 back_up() {
     name=$folder/$(date +%Y-%m-%dT%H%M%S)
@@ -20,6 +25,6 @@ fi
 while :; do
     # What is left of this day until the hour, or of this day and that hour of the next.
     now=$(($(date +%-H) * 3600 + $(date +%-M) * 60 + $(date +%-S)))
-    sleep $(((BACKUP_HOUR * 3600 - now + 86399) % 86400 + 1))
+    sleep $(((hour * 3600 - now + 86399) % 86400 + 1))
     back_up || echo "nightly-backup: no backup was made at $(date)" >&2
 done

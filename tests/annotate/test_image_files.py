@@ -76,6 +76,14 @@ def test_what_was_lost_or_changed_there_is_named_past_the_copies(remote, bucket)
     assert not remote.image_path(lost).exists()
 
 
+def test_a_url_of_this_machine_is_its_folder(tmp_path):
+    with Place(str(tmp_path / "studio"), f"file://{tmp_path}/pool").open() as store:
+        fill(store, tasks=1)
+        names = {f"{c.image_sha256}.png" for c in store.candidates()}
+        assert {path.name for path in (tmp_path / "pool").iterdir()} == names
+        assert store.check() == []
+
+
 def test_an_unknown_place_is_refused():
     with pytest.raises(ValueError, match="not a place for images: 'nowhere://bucket'"):
         ImageFiles.open("nowhere://bucket")
