@@ -299,6 +299,7 @@ class GRPOLoop:
         found = [score for score in scores if score is not None]
         figures = {
             "reward/frac_failed": 1 - len(found) / len(scores),
+            "reward/frac_truncated": sum(score.truncated > 0 for score in found) / len(scores),
             "reward": advantages.reward,
             "reward_std": advantages.reward_std,
             "frac_reward_zero_std": advantages.frac_reward_zero_std,

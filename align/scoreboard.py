@@ -65,12 +65,15 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
     drawn = {model.name: _draw(config, i) for i, model in enumerate(config.models)}
     prompts = list(iterate_prompts(config.prompts, config.splits))
     values: dict[str, dict[str, list[float | None]]] = {}
+    truncated: dict[str, float] = {}
     for judge in judges:
         spec = judge.scorer.spec
         of_models = {
             name: _scores(config.output_dir / "models" / name, prompts, rows, judge.scorer)
             for name, rows in drawn.items()
         }
+        every = [score for scores in of_models.values() for score in scores]
+        truncated[spec.name] = sum(score.truncated > 0 for score in every) / len(every)
         for part in ("", *spec.components):
             line = f"{spec.name}/{part}" if part else spec.name
             values[line] = {
@@ -92,7 +95,11 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
             for model in config.models
         },
         "scorers": {
-            j.scorer.spec.name: {"version": j.scorer.spec.version, "is_reward": j.is_reward}
+            j.scorer.spec.name: {
+                "version": j.scorer.spec.version,
+                "is_reward": j.is_reward,
+                "truncated": truncated[j.scorer.spec.name],
+            }
             for j in judges
         },
         "figures": {
@@ -114,7 +121,10 @@ def describe(report: dict[str, Any]) -> str:
         f"{report['baseline']}, 95 % intervals over prompts"
     ]
     for line, of_models in report["figures"].items():
-        lines.append(line)
+        cut = report["scorers"].get(line, {}).get("truncated", 0.0)
+        lines.append(
+            line + f"   (the prompt was cut short for {cut:.0%} of the images)" * (cut > 0)
+        )
         for name, found in of_models.items():
             text = f"  {name:16} {_mean(found)}"
             if name != report["baseline"]:
@@ -259,6 +269,10 @@ def _table(report: dict[str, Any], scorer: str) -> str:
     note = ""
     if report["scorers"][scorer]["is_reward"]:
         note = "<p class=note>A reward: models may have been trained on it.</p>"
+    if cut := report["scorers"][scorer]["truncated"]:
+        note += (
+            f"<p class=note>It read only the start of the prompt for {cut:.0%} of the images.</p>"
+        )
     rows = ["<tr><th>model</th><th>mean</th><th>difference</th><th>wins</th><th>images</th></tr>"]
     for line, of_models in report["figures"].items():
         if line != scorer and not line.startswith(f"{scorer}/"):

@@ -48,6 +48,8 @@ class Score:
     sigma: float | None = None
     """The scorer's own standard deviation of ``value``, where it has one."""
     error: str | None = None
+    truncated: int = 0
+    """Tokens at the end of the prompt that the scorer did not read, for want of room."""
 
     def __post_init__(self) -> None:
         if self.error is not None and self.value is not None:

@@ -139,7 +139,8 @@ class CompositeScorer:
       must come in one call.
 
     An item on which any part fails has that error. A part that does not apply to an item is left
-    out of it; where none applies, nor does the composite. ``components`` are the parts' z.
+    out of it; where none applies, nor does the composite. ``components`` are the parts' z, and
+    ``truncated`` is that of the part that read least.
     """
 
     def __init__(
@@ -201,8 +202,9 @@ class CompositeScorer:
     ) -> Score:
         weights = {part.scorer.spec.name: part.weight_of(item) for part in self.parts}
         weights = {name: weight for name, weight in weights.items() if name in terms and weight}
+        truncated = max(score.truncated for score in row)
         if not weights:
-            return Score(None, dict(z))
+            return Score(None, dict(z), truncated=truncated)
         if self.rule == "min":
             value = min(terms[name] for name in weights)
         else:
@@ -211,7 +213,7 @@ class CompositeScorer:
         for gate in self.gates:
             if self._is_shut(gate, row):
                 value = min(value, gate.cap)
-        return Score(value, dict(z))
+        return Score(value, dict(z), truncated=truncated)
 
     def _is_shut(self, gate: Gate, row: Sequence[Score]) -> bool:
         score = row[self.spec.components.index(gate.scorer)]

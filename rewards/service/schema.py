@@ -29,7 +29,7 @@ __all__ = [
     "parse",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised with every change that an older side would misread."""
 
 M = TypeVar("M", bound=BaseModel)
@@ -82,7 +82,7 @@ class WireItem(_Message):
 
 
 class ScoreRequest(_Message):
-    wire: Literal[1] = SCHEMA
+    wire: Literal[2] = SCHEMA
     scorer: str
     items: Annotated[list[WireItem], Field(max_length=4096)]
 
@@ -93,6 +93,7 @@ class WireScore(_Message):
     components: dict[str, FiniteFloat] = Field(default_factory=dict)
     sigma: FiniteFloat | None = None
     error: str | None = None
+    truncated: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _an_error_has_no_value(self) -> WireScore:
@@ -108,14 +109,15 @@ class WireScore(_Message):
             components=dict(score.components),
             sigma=score.sigma,
             error=score.error,
+            truncated=score.truncated,
         )
 
     def unpack(self) -> Score:
-        return Score(self.value, dict(self.components), self.sigma, self.error)
+        return Score(self.value, dict(self.components), self.sigma, self.error, self.truncated)
 
 
 class ScoreResponse(_Message):
-    wire: Literal[1] = SCHEMA
+    wire: Literal[2] = SCHEMA
     scorer: str
     version: str
     scores: list[WireScore]
@@ -138,7 +140,7 @@ class ScorerInfo(_Message):
 
 
 class Health(_Message):
-    wire: Literal[1] = SCHEMA
+    wire: Literal[2] = SCHEMA
     ready: bool
     """False until every scorer is loaded."""
     scorers: list[ScorerInfo]

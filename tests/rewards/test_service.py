@@ -52,7 +52,7 @@ def truth(item):
     if item.prompt == "not mine":
         return Score(None)
     red = float(item.image.getpixel((0, 0))[0])
-    return Score(red + 1, {"red": red}, sigma=0.5)
+    return Score(red + 1, {"red": red}, sigma=0.5, truncated=int(red) % 3)
 
 
 def item(index, prompt="p"):
@@ -199,7 +199,7 @@ def test_wrong_requests_are_refused_with_their_fault(server):
     cases = [
         ("GET", "/", None, 404, "nothing at /"),
         ("POST", "/v1/score", "[", 400, "not JSON"),
-        ("POST", "/v1/score", '{"wire": 2}', 400, "schema version 2, expected 1"),
+        ("POST", "/v1/score", '{"wire": 1}', 400, "schema version 1, expected 2"),
         ("POST", "/v1/score", good.model_dump_json(), 400, "sample 's0' is no PNG"),
         ("POST", "/v1/score", ScoreRequest(scorer="x", items=[]).model_dump_json(), 404, "['red']"),
     ]
@@ -214,20 +214,27 @@ def test_wrong_requests_are_refused_with_their_fault(server):
 # The contract: written down here, so that neither side changes it alone --------------------------
 
 REQUEST = {
-    "wire": 1,
+    "wire": 2,
     "scorer": "red",
     "items": [{"sample_id": "s", "group_id": "g", "prompt": "p", "metadata": {}, "png": ""}],
 }
 RESPONSE = {
-    "wire": 1,
+    "wire": 2,
     "scorer": "red",
     "version": "1",
     "scores": [
-        {"sample_id": "s", "value": 1.5, "components": {"red": 1.0}, "sigma": None, "error": None}
+        {
+            "sample_id": "s",
+            "value": 1.5,
+            "components": {"red": 1.0},
+            "sigma": None,
+            "error": None,
+            "truncated": 3,
+        }
     ],
 }
 HEALTH = {
-    "wire": 1,
+    "wire": 2,
     "ready": True,
     "scorers": [{"name": "red", "version": "1", "components": ["red"], "backbone": ""}],
 }
@@ -239,7 +246,7 @@ HEALTH = {
 def test_the_wire_format_is_this(cls, tree):
     message = parse(cls, json.dumps(tree).encode())
     assert json.loads(message.model_dump_json()) == tree
-    for broken in ({**tree, "more": 1}, {**tree, "wire": 2}, []):
+    for broken in ({**tree, "more": 1}, {**tree, "wire": 1}, []):
         with pytest.raises(SchemaError):
             parse(cls, json.dumps(broken).encode())
 
@@ -309,7 +316,7 @@ def reply(connection, status, text, cut=None):
 
 
 def respond(connection, scores, **changes):
-    tree = {"wire": 1, "scorer": "red", "version": "1", "scores": scores} | changes
+    tree = {"wire": 2, "scorer": "red", "version": "1", "scores": scores} | changes
     reply(connection, 200, json.dumps(tree))
 
 
@@ -324,12 +331,12 @@ DEEDS = {
     "vanish": lambda c, s: None,
     "hang": lambda c, s: time.sleep(0.8),
     "drip": drip,
-    "cut": lambda c, s: reply(c, 200, json.dumps({"wire": 1}), cut=60),
+    "cut": lambda c, s: reply(c, 200, json.dumps({"wire": 2}), cut=60),
     "garbage": lambda c, s: c.sendall(b"\x00\x01garbage\r\n\r\n"),
     "not json": lambda c, s: reply(c, 200, "<html>0</html>"),
     "zero": lambda c, s: reply(c, 200, "0"),
     "empty": lambda c, s: reply(c, 200, ""),
-    "nan": lambda c, s: reply(c, 200, '{"wire":1,"scorer":"red","version":"1","scores":[NaN]}'),
+    "nan": lambda c, s: reply(c, 200, '{"wire":2,"scorer":"red","version":"1","scores":[NaN]}'),
     "overloaded": lambda c, s: reply(c, 429, '{"error": "busy"}'),
     "500 with zeros": lambda c, s: reply(c, 500, json.dumps([0.0] * len(s))),
     "unauthorised": lambda c, s: reply(c, 401, "{}"),
