@@ -25,7 +25,7 @@ from rewards.scorers.config import (
     TextScorerConfig,
 )
 
-__all__ = ["build_mix", "build_scorer", "open_mix", "read_token", "snapshot_items"]
+__all__ = ["BUILDERS", "build_mix", "build_scorer", "open_mix", "read_token", "snapshot_items"]
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:
@@ -35,7 +35,7 @@ def build_scorer(config: ScorerConfig) -> Scorer:
         OSError, ValueError: what it needs is missing, or its gate is shut.
         rewards.service.client.ServiceError: its server does not answer.
     """
-    return _BUILDERS[config.type](config)
+    return BUILDERS[config.type](config)
 
 
 def open_mix(path: Path) -> tuple[RewardSource, list[Scorer]]:
@@ -125,6 +125,18 @@ def _text(config: TextScorerConfig) -> Scorer:
     return TextRenderingScorer(open_engine(config.engine), TextRenderingConfig(**settings))
 
 
+def _clip(config: Any) -> Scorer:
+    from rewards.scorers import clip
+
+    open_scorer = {
+        "pickscore": clip.open_pickscore,
+        "hpsv2": clip.open_hpsv2,
+        "clip_score": clip.open_clip_score,
+        "laion_aesthetic": clip.open_aesthetic,
+    }
+    return open_scorer[config.type](config)
+
+
 def _remote(config: RemoteScorerConfig) -> Scorer:
     from rewards.service.cache import ScoreCache
     from rewards.service.client import ClientSettings, RemoteScorer
@@ -138,8 +150,12 @@ def _remote(config: RemoteScorerConfig) -> Scorer:
     )
 
 
-_BUILDERS: dict[str, Callable[[Any], Scorer]] = {
+BUILDERS: dict[str, Callable[[Any], Scorer]] = {
     "preference": _preference,
     "text_rendering": _text,
+    "pickscore": _clip,
+    "hpsv2": _clip,
+    "clip_score": _clip,
+    "laion_aesthetic": _clip,
     "remote": _remote,
 }

@@ -10,9 +10,13 @@ from pydantic import Field, model_validator
 from annotate.settings import Config
 
 __all__ = [
+    "AestheticScorerConfig",
+    "ClipScoreConfig",
     "GateConfig",
+    "HPSConfig",
     "MonitorConfig",
     "PartConfig",
+    "PickScoreConfig",
     "PreferenceScorerConfig",
     "RemoteScorerConfig",
     "RewardMixConfig",
@@ -51,6 +55,63 @@ class TextScorerConfig(Config):
     """Face in that file."""
 
 
+class _ClipConfig(Config):
+    """What the published scorers on CLIP share."""
+
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the towers; the score itself is made in float32."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per forward pass."""
+
+
+class PickScoreConfig(_ClipConfig):
+    """PickScore v1."""
+
+    type: Literal["pickscore"]
+    path: str | None = None
+    """Folder of a ``CLIPModel``, or a hub id; null: ``yuvalkirstain/PickScore_v1``."""
+    tokenizer: str | None = None
+    """Folder or hub id; null: ``laion/CLIP-ViT-H-14-laion2B-s32B-b79K``."""
+
+
+class HPSConfig(_ClipConfig):
+    """HPSv2.1."""
+
+    type: Literal["hpsv2"]
+    path: str | None = None
+    """``HPS_v2.1_compressed.pt`` or its folder; null: from ``xswu/HPSv2`` on the hub."""
+    tokenizer: str | None = None
+    """Folder or hub id; null: ``laion/CLIP-ViT-H-14-laion2B-s32B-b79K``."""
+    vision_head: int = Field(default=80, ge=1)
+    """Width of an attention head of the image tower, which the file does not tell."""
+    text_head: int = Field(default=64, ge=1)
+    """Of the text tower."""
+
+
+class ClipScoreConfig(_ClipConfig):
+    """CLIPScore."""
+
+    type: Literal["clip_score"]
+    path: str | None = None
+    """Folder of a ``CLIPModel``, or a hub id; null: ``openai/clip-vit-base-patch32``."""
+    tokenizer: str | None = None
+    """Folder or hub id; null: that of the model."""
+    prefix: str = "A photo depicts "
+    """Put before each prompt, as the paper does."""
+
+
+class AestheticScorerConfig(_ClipConfig):
+    """LAION's aesthetic predictor."""
+
+    type: Literal["laion_aesthetic"]
+    path: str | None = None
+    """Folder of a ``CLIPModel``, or a hub id; null: ``openai/clip-vit-large-patch14``."""
+    head: str | None = None
+    """File of the predictor's weights, such as ``sac+logos+ava1-l14-linearMSE.pth``; null:
+    ``aesthetic-model.pth`` of ``trl-lib/ddpo-aesthetic-predictor`` on the hub."""
+
+
 class RemoteScorerConfig(Config):
     """A scorer behind ``winsome reward serve``, perhaps in another environment."""
 
@@ -75,7 +136,14 @@ class RemoteScorerConfig(Config):
 
 
 ScorerConfig = Annotated[
-    PreferenceScorerConfig | TextScorerConfig | RemoteScorerConfig, Field(discriminator="type")
+    PreferenceScorerConfig
+    | TextScorerConfig
+    | PickScoreConfig
+    | HPSConfig
+    | ClipScoreConfig
+    | AestheticScorerConfig
+    | RemoteScorerConfig,
+    Field(discriminator="type"),
 ]
 
 
