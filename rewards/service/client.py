@@ -114,7 +114,11 @@ class RemoteScorer:
             if item.image is None:
                 scores[index] = Score(None, error="a remote scorer needs an image, there is none")
                 continue
-            png = encode_png(item.image)
+            try:
+                png = encode_png(item.image)
+            except (OSError, SyntaxError) as error:
+                scores[index] = Score(None, error=f"the image cannot be read: {error}")
+                continue
             if self._cache is not None:
                 keys[index] = cache_key(item, png, self.spec.name, self.spec.version)
                 scores[index] = self._cache.get(keys[index])
