@@ -18,6 +18,7 @@ from rewards.composition import (
 )
 from rewards.failures import RewardSource
 from rewards.scorers.config import (
+    JudgeScorerConfig,
     PreferenceScorerConfig,
     RemoteScorerConfig,
     RewardMixConfig,
@@ -150,6 +151,25 @@ def _remote(config: RemoteScorerConfig) -> Scorer:
     )
 
 
+def _judge(config: JudgeScorerConfig) -> Scorer:
+    from rewards.scorers.judge import JudgeScorer, JudgeSettings
+    from rewards.scorers.rubrics import Rubric
+    from rewards.service.cache import ScoreCache
+    from rewards.service.client import ClientSettings
+
+    asked = {"model", "criteria", "mode", "language", "scale", "min_mass"}
+    sent = {"deadline", "attempts", "backoff", "concurrency"}
+    return JudgeScorer(
+        config.url,
+        JudgeSettings(**config.model_dump(include=asked)),
+        ClientSettings(token=read_token(config.token_file), **config.model_dump(include=sent)),
+        name=config.name,
+        rubrics={name: Rubric(of.en, of.zh) for name, of in config.rubrics.items()},
+        extra=config.extra,
+        cache=ScoreCache(path=config.cache),
+    )
+
+
 BUILDERS: dict[str, Callable[[Any], Scorer]] = {
     "preference": _preference,
     "text_rendering": _text,
@@ -157,5 +177,6 @@ BUILDERS: dict[str, Callable[[Any], Scorer]] = {
     "hpsv2": _clip,
     "clip_score": _clip,
     "laion_aesthetic": _clip,
+    "judge": _judge,
     "remote": _remote,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ __all__ = [
     "ClipScoreConfig",
     "GateConfig",
     "HPSConfig",
+    "JudgeScorerConfig",
     "MonitorConfig",
     "PartConfig",
     "PickScoreConfig",
@@ -21,6 +22,7 @@ __all__ = [
     "RemoteScorerConfig",
     "RewardMixConfig",
     "RewardServerConfig",
+    "RubricConfig",
     "ScorerConfig",
     "TextScorerConfig",
 ]
@@ -135,6 +137,50 @@ class RemoteScorerConfig(Config):
     """SQLite file of scores that are known already; null: they are kept in memory."""
 
 
+class RubricConfig(Config):
+    """What one criterion asks for, as the judge is told."""
+
+    en: str
+    zh: str
+
+
+class JudgeScorerConfig(Config):
+    """A vision-language model behind OpenAI's protocol, asked by a rubric for each criterion."""
+
+    type: Literal["judge"]
+    url: str
+    """Of the API, e.g. ``http://127.0.0.1:8000/v1``."""
+    model: str
+    """As the server names it."""
+    name: str = "judge"
+    """Of the scorer, where a mix has several."""
+    mode: Literal["pointwise", "pairwise"] = "pointwise"
+    """``pointwise``: the expected rating. ``pairwise``: the mean probability of beating another
+    image of the group, each pair in both orders; n images take n (n - 1) requests a criterion."""
+    criteria: tuple[str, ...] = Field(default=("aesthetics", "instruction", "detail"), min_length=1)
+    rubrics: dict[str, RubricConfig] = Field(default_factory=dict)
+    """By criterion; beside, or instead of, those that ship."""
+    language: Literal["prompt", "en", "zh"] = "prompt"
+    """Of the rubric; ``prompt``: Chinese where the prompt is."""
+    scale: int = Field(default=5, ge=2, le=9)
+    """Ratings are 1 to this."""
+    min_mass: float = Field(default=0.5, gt=0, le=1)
+    """Probability that must lie on answers of the asked form; below it there is no score."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each request, e.g. ``{chat_template_kwargs: {enable_thinking: false}}``."""
+    token_file: Path | None = None
+    """File that holds the API key; null: none is sent."""
+    deadline: float = Field(default=60.0, gt=0)
+    """Seconds for a question with all its attempts."""
+    attempts: int = Field(default=4, ge=1)
+    backoff: float = Field(default=0.5, gt=0)
+    """Seconds before the second attempt, doubled for each further one."""
+    concurrency: int = Field(default=8, ge=1)
+    """Questions under way at a time."""
+    cache: Path | None = None
+    """SQLite file of answers that are known already; null: they are kept in memory."""
+
+
 ScorerConfig = Annotated[
     PreferenceScorerConfig
     | TextScorerConfig
@@ -142,6 +188,7 @@ ScorerConfig = Annotated[
     | HPSConfig
     | ClipScoreConfig
     | AestheticScorerConfig
+    | JudgeScorerConfig
     | RemoteScorerConfig,
     Field(discriminator="type"),
 ]

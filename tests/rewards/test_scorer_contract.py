@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_clip
+from chat_server import MODEL, ChatServer
 from PIL import Image
 
 from annotate.settings import parse_config
@@ -61,6 +62,7 @@ def settings(request, clip_folder) -> Callable[[str], dict[str, Any]]:
             "hpsv2": lambda: clip | heads,
             "clip_score": lambda: clip,
             "laion_aesthetic": lambda: head,
+            "judge": lambda: {"url": request.getfixturevalue("chat").url, "model": MODEL},
             "remote": lambda: {"url": request.getfixturevalue("served").url},
         }
         return {"type": kind, **of_kind[kind]()}
@@ -72,6 +74,12 @@ def settings(request, clip_folder) -> Callable[[str], dict[str, Any]]:
 def served(settings):
     with RewardServer(lambda: [build(settings("clip_score"))]) as server:
         server.wait_until_ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chat():
+    with ChatServer() as server:
         yield server
 
 
