@@ -39,6 +39,8 @@ class PreferenceScorer:
             version=version,
             components=tuple(model.config.criteria),
             needs=frozenset({"image", "latents"}),
+            # The frozen network that its features come from.
+            backbone=str(encoder.identity.get("base_sha256", "")),
         )
 
     @classmethod

@@ -99,6 +99,7 @@ class TextRenderingScorer:
             version=hashlib.sha256(settings.encode()).hexdigest()[:16],
             components=COMPONENTS,
             needs=frozenset({"image"}),
+            backbone=self.engine.name,
         )
         self._clean = lru_cache(maxsize=4096)(self._read_clean)
         self._has_warned = False

@@ -127,6 +127,7 @@ def test_nothing_has_no_scores(scorer):
 
 def test_every_item_has_its_score_and_knows_its_components(scorer, items, scores):
     assert isinstance(scorer, Scorer)
+    assert scorer.spec.backbone, "what shares it could not be warned of"
     assert len(scores) == len(items)
     assert [score.error for score in scores] == [None] * len(items)
     assert all(set(score.components) <= set(scorer.spec.components) for score in scores)
