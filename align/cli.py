@@ -38,6 +38,7 @@ COMMANDS = {
     "grpo": "align.commands.grpo",
     "eval": "align.commands.eval",
     "compare": "align.commands.compare",
+    "contact": "align.commands.contact",
     "pretrain": "align.commands.pretrain",
     "plan": "align.commands.plan",
     "doctor": "align.commands.doctor",

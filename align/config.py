@@ -257,6 +257,11 @@ class GRPOConfig(TrainConfig):
     recompute_log_probs: bool = False
     """Compute the old log-probabilities in the batches that train, at one more forward pass, where
     a batch of another size gives other numbers (some GPU kernels). Always so with guidance."""
+    contact_sheet_every: Annotated[int, Field(ge=0)] = 0
+    """Rollouts between contact sheets for ``winsome contact``; 0: only when a monitor's alarm stops
+    the run, of all its prompts."""
+    contact_sheet_prompts: Positive = 8
+    """Prompts of a sheet that is due: those with the highest rewards."""
     ratio_tolerance: float = Field(default=1e-4, ge=0)
     """Preflight: bound on the log-ratio of a replayed step, in nats; 0: exactly the same number,
     which it is on a CPU in batches of the same size."""

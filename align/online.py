@@ -33,6 +33,7 @@ from align.run import RunResult
 from align.trainer import Trainer
 from annotate.records import Prompt
 from rewards.base import RewardItem, Score, Scorer
+from rewards.contact_sheets import SHEETS, Picture, choose_groups, write_sheet
 from rewards.failures import RewardSource
 from rewards.monitors import HackingAlarm
 
@@ -171,7 +172,7 @@ class GRPOLoop:
                 iteration,
                 self.config.objective.trains_steps,
             )
-            scores = self._score(rollout)
+            scores = self._score(rollout, iteration)
             shape = (len(rollout.groups), self.config.group_size)
             rewards = [self._reward(s) if s is not None else torch.nan for s in scores]
             known = torch.tensor([score is not None for score in scores]).view(shape)
@@ -261,7 +262,7 @@ class GRPOLoop:
 
     # Rewards --------------------------------------------------------------------------------------
 
-    def _score(self, rollout: Rollout) -> list[Score | None]:
+    def _score(self, rollout: Rollout, iteration: int) -> list[Score | None]:
         """One score an image; None for an image that is to be left out."""
         latents = rollout.latents.float().cpu()
         images: Sequence[Any] = [None] * len(latents)
@@ -285,7 +286,44 @@ class GRPOLoop:
                 rollout.sample_ids, groups, images, latents, strict=True
             )
         ]
-        return self.source.score(items)
+        try:
+            scores = self.source.score(items)
+        except HackingAlarm as alarm:
+            self._keep_sheet(rollout, iteration, items, self.source.kept, str(alarm))
+            raise
+        every = self.config.contact_sheet_every
+        if every and iteration % every == 0:
+            self._keep_sheet(rollout, iteration, items, scores)
+        return scores
+
+    def _keep_sheet(
+        self,
+        rollout: Rollout,
+        iteration: int,
+        items: Sequence[RewardItem],
+        scores: Sequence[Score | None],
+        alarm: str = "",
+    ) -> None:
+        """Keep what the reward likes best, for people to look at; at an alarm, of every prompt."""
+        rewards = [None if score is None else self._reward(score) for score in scores]
+        count = None if alarm else self.config.contact_sheet_prompts
+        groups = choose_groups(items, rewards, count)
+        places = [place for group in groups for place in group]
+        images: list[Any] = [items[place].image for place in places]
+        if None in images:
+            images = self._decode(rollout.latents[places])
+        prompts = [group.prompt for group in rollout.groups for _ in range(group.size)]
+        found: dict[int, Picture] = {}
+        for place, image in zip(places, images, strict=True):
+            reward = rewards[place]
+            assert reward is not None
+            found[place] = Picture(prompts[place], image, reward)
+        write_sheet(
+            self.config.output_dir / SHEETS / f"rollout-{iteration:06d}-{self.engine.rank}",
+            iteration,
+            alarm,
+            [[found[place] for place in group] for group in groups],
+        )
 
     def _reward(self, score: Score) -> float:
         weights = self.config.reward.weights if self.config.reward else {}

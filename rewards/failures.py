@@ -37,6 +37,8 @@ class RewardSource:
     """Looks at what is scored; its items need images."""
     figures: dict[str, float] = field(default_factory=dict, init=False)
     """What the monitor made of the last rollout."""
+    kept: list[Score | None] = field(default_factory=list, init=False)
+    """What the last `score` returns, or would have, had the monitor not stopped the run."""
     num_items: int = field(default=0, init=False)
     num_failed: int = field(default=0, init=False)
 
@@ -86,6 +88,7 @@ class RewardSource:
                 f"no sample of {len(items)} is left after scorer {name!r} failed; the first was "
                 f"{first!r}: {failed[min(failed)]}"
             )
+        self.kept = kept
         if self.monitor is not None:
             self.figures = self.monitor.observe(items, kept)
         return kept

@@ -16,6 +16,7 @@ from align.preflight import PreflightError
 from align.rollout import window_start
 from annotate.settings import ConfigError
 from rewards.base import Score, ScorerSpec, ScoringError
+from rewards.contact_sheets import read_sheets
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,20 @@ def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, untraine
         max_steps=4,
         save_every=0,
         micro_batch_size=2,
+        contact_sheet_every=2,
+        contact_sheet_prompts=1,
     )
     train_grpo(config, FirstChannel())
     rows = losses(config.output_dir)
     assert [step for step, row in rows.items() if "reward" in row] == [1, 3]
     assert rows[1]["log_ratio_abs"] == 0
     assert rows[2]["log_ratio_abs"] > 0
+    # The second rollout's best paid prompt; the scorer saw latents, people see images.
+    ((folder, sheet),) = read_sheets(config.output_dir).items()
+    assert (folder.name, sheet.rollout, sheet.reason) == ("rollout-000002-0", 2, "")
+    (task,) = sheet.tasks
+    assert list(task.rewards.values()) == sorted(task.rewards.values(), reverse=True)
+    assert len(task.rewards) == len(list((folder / "images").iterdir())) == 4
 
 
 def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, tmp_path):

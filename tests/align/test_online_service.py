@@ -12,6 +12,7 @@ from run_data import grpo_config, losses, write_data
 
 from align.online import train_grpo
 from rewards.base import Score, ScorerSpec, ScoringError
+from rewards.contact_sheets import read_sheets
 from rewards.failures import RewardSource
 from rewards.monitors import HackingAlarm, MonitorSettings, RewardMonitor
 from rewards.service.client import ClientSettings, RemoteScorer
@@ -173,3 +174,6 @@ def test_an_alarm_of_the_monitor_stops_the_run_with_the_reason(data, untrained_f
     info = json.loads((folder / "run.json").read_text())
     assert info["status"] == "stopped"
     assert info["hacking_alarm"].startswith("rollout 2: images of one prompt differ")
+    (sheet,) = read_sheets(folder).values()
+    assert (sheet.rollout, sheet.reason) == (2, info["hacking_alarm"])
+    assert [len(task.rewards) for task in sheet.tasks] == [4, 4]  # every prompt
