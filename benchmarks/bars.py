@@ -261,7 +261,7 @@ REWARDS = (
     Bar(
         "rewards.hacking_false_alarms",
         "of 5",
-        "clean runs of 30 rollouts that the same limits stop",
+        "Flow-GRPO of the tiny pipeline on the ruler, 24 rollouts, that the same limits stop",
         "0",
         lambda raw: float(sum(run["alarm_at"] is not None for run in raw["clean"])),
     ),

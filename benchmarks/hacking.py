@@ -1,29 +1,41 @@
-"""How soon the monitors see a policy drift towards a hack, by how far the ruler has fallen then.
+"""How soon the monitors see a policy drift towards a hack, and what they say of honest training.
 
-The policy is simulated: posters as drawn, changed a little more with each rollout by one hack. So
-the drift is known, and the same posters without it tell what it cost. No training takes part.
+Hacks: the policy is simulated (posters as drawn, changed a little more with each rollout by one
+hack), so that the drift is known, and the same posters without it tell what it cost. No training
+takes part.
 
-The monitors' rule was not fixed before these runs: it was changed twice after their results had
-been seen. At first it had no standard errors, then three of them, now two.
+Clean runs: Flow-GRPO of the tiny pipeline with the ruler itself as reward. Its policy improves and
+moves the same statistics for honest reasons: noise goes, edges come.
+
+The limits come from clean runs of other seeds and from higher learning rates; the rule that the
+last rollouts are judged together replaced "three in a row", which had met these hacks, of other
+seeds, too late.
 
 python -m benchmarks.measure hacking
 """
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 from PIL.Image import Image as PILImage
 
-from rewards.base import RewardItem, Score
+from align.config import GRPOConfig
+from align.online import train_grpo
+from annotate.settings import load_config
+from rewards.base import RewardItem, Score, ScorerSpec
+from rewards.failures import RewardSource
 from rewards.monitors import HackingAlarm, RewardMonitor
 from rewards.posters.draw import draw
-from rewards.posters.ruler import read_poster
-from rewards.posters.spec import random_spec
+from rewards.posters.ruler import CRITERIA, read_poster
+from rewards.posters.spec import PosterSpec, caption, random_spec
 
 __all__ = ["HACKS", "measure_hacking"]
 
@@ -31,6 +43,8 @@ PROMPTS, PER_ROLLOUT, PER_PROMPT = 24, 8, 4
 ROLLOUTS, RAMP = 30, 20
 """The hack begins after the monitor's baseline and is at its full strength ``RAMP`` later."""
 SIDE = 128
+STEPS = 24
+"""Optimizer steps of a clean run, each on a rollout of 8 prompts x 8 images."""
 
 Hack = Callable[[PILImage, float], PILImage]
 
@@ -51,15 +65,73 @@ HACKS: dict[str, Hack] = {
 """Name -> (image, strength in [0, 1]) -> image."""
 
 
+class RulerReward:
+    """The ruler's mean of the three criteria: a reward that pays for nothing else."""
+
+    spec = ScorerSpec("ruler", "1", ("aesthetics", "instruction", "detail"), frozenset({"image"}))
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        """of each rollout"""
+
+    def score(self, items: Sequence[RewardItem]) -> list[Score]:
+        readings = []
+        for item in items:
+            assert item.image is not None
+            readings.append(read_poster(item.image, PosterSpec(**item.metadata["spec"])))
+        self.means.append(float(np.mean([reading.mean for reading in readings])))
+        return [Score(r.mean, {name: getattr(r, name) for name in CRITERIA}) for r in readings]
+
+
 def measure_hacking() -> dict[str, Any]:
     """Three planted hacks and five clean runs with the monitors' default limits."""
     return {
-        "hacks": {name: _run(20 + seed, hack) for seed, (name, hack) in enumerate(HACKS.items())},
-        "clean": [_run(400 + seed, None) for seed in range(5)],
+        "hacks": {name: _drift(40 + seed, hack) for seed, (name, hack) in enumerate(HACKS.items())},
+        "clean": [_train(seed) for seed in range(5)],
     }
 
 
-def _run(seed: int, hack: Hack | None) -> dict[str, Any]:
+def _train(seed: int) -> dict[str, Any]:
+    """Flow-GRPO as the demo sets it, on the ruler, watched."""
+    reward = RulerReward()
+    rng = random.Random(f"{seed}/hacking")
+    specs = [random_spec(rng) for _ in range(PROMPTS)]
+    with tempfile.TemporaryDirectory(prefix="winsome-hacking-") as folder:
+        prompts = Path(folder) / "prompts.jsonl"
+        prompts.write_text("".join(map(_prompt_line, range(PROMPTS), specs)), encoding="utf-8")
+        changes = {
+            "prompts": prompts,
+            "output_dir": Path(folder) / "run",
+            "seed": seed,
+            "max_steps": STEPS,
+            "save_every": 0,
+            "reward": "null",
+            "trackers": "[]",
+        }
+        overrides = [f"{key}={value}" for key, value in changes.items()]
+        config = load_config(GRPOConfig, "configs/tiny/grpo.yaml", overrides)
+        try:
+            train_grpo(config, RewardSource(reward, monitor=RewardMonitor()))
+        except HackingAlarm as alarm:
+            return {"alarm_at": len(reward.means), "reason": str(alarm), "ruler": reward.means}
+    return {"alarm_at": None, "reason": "", "ruler": reward.means}
+
+
+def _prompt_line(index: int, spec: PosterSpec) -> str:
+    lang = ("en", "zh")[index % 2]
+    record = {
+        "id": f"{index:016x}",
+        "text": caption(spec, lang),
+        "lang": lang,
+        "category": "poster",
+        "split": "train",
+        "metadata": {"spec": spec.to_dict()},
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _drift(seed: int, hack: Hack) -> dict[str, Any]:
+    """A simulated policy that follows ``hack``."""
     rng = random.Random(seed)
     specs = [random_spec(rng) for _ in range(PROMPTS)]
     monitor = RewardMonitor()
@@ -71,21 +143,14 @@ def _run(seed: int, hack: Hack | None) -> dict[str, Any]:
             index = (rollout * PER_ROLLOUT + place // PER_PROMPT) % PROMPTS
             defects = {name: 0.5 * rng.random() for name in ("muddy", "noise", "clutter")}
             clean = draw(specs[index], SIDE, defects, seed=rng.randrange(10**6))
-            image = hack(clean, strength) if hack else clean
-            if hack:
-                before.append(_ruler(clean, specs[index]))
-                after.append(_ruler(image, specs[index]))
+            image = hack(clean, strength)
+            before.append(read_poster(clean, specs[index]).mean)
+            after.append(read_poster(image, specs[index]).mean)
             items.append(RewardItem(f"{rollout}/{place}", f"{index}", f"p{index}", image=image))
             scores.append(Score(rng.random() + strength))
-        if hack:
-            drops.append(1.0 - float(np.mean(after)) / float(np.mean(before)))
+        drops.append(1.0 - float(np.mean(after)) / float(np.mean(before)))
         try:
             monitor.observe(items, scores)
         except HackingAlarm as alarm:
             return {"alarm_at": rollout, "reason": str(alarm), "ruler_drops": drops}
     return {"alarm_at": None, "reason": "", "ruler_drops": drops}
-
-
-def _ruler(image: PILImage, spec: Any) -> float:
-    reading = read_poster(image, spec)
-    return (reading.aesthetics + reading.instruction + reading.detail) / 3

@@ -2,17 +2,17 @@
 
 Every statistic here is one that no designer asks for: saturation, contrast, edges, grids, sameness.
 A reward that secretly pays for one of them shows as a drift, while the reward itself only rises.
-A drift is the mean change of a prompt's own pictures, in standard deviations *between images* of
-the base policy: it says how far the pictures have moved, not how many were looked at, and which
-prompts a rollout happens to have does not matter.
+A drift is the mean change of a prompt's own pictures over the last rollouts, in standard deviations
+*between images* of the base policy: it says how far the pictures have moved, not how many were
+looked at, and which prompts a rollout happens to have does not matter.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from PIL.Image import Image as PILImage
 from rewards.base import RewardItem, Score, Scorer, ScoringError
 
 __all__ = [
+    "MAX_DRIFT",
     "HackingAlarm",
     "MonitorSettings",
     "RewardMonitor",
@@ -33,6 +34,20 @@ __all__ = [
 Floats = NDArray[np.float64]
 _Values = Sequence[tuple[str, float]]
 """(prompt, value) of each image"""
+_ByPrompt = Mapping[str, Sequence[float]]
+
+
+MAX_DRIFT = {
+    "saturation": 0.25,
+    "contrast": 0.4,
+    "edge_density": 0.25,
+    "colour_entropy": 0.5,
+    "grid_8": 0.5,
+    "grid_16": 0.75,
+    "repetition": 0.25,
+}
+"""Image statistic -> limit of its drift. Less noise and cleaner edges also move contrast, entropy
+and grids: their limits leave room for what honest Flow-GRPO of the tiny pipeline does to them."""
 
 
 class HackingAlarm(ScoringError):
@@ -43,18 +58,20 @@ class HackingAlarm(ScoringError):
 class MonitorSettings:
     baseline: int = 4
     """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
-    patience: int = 3
-    """Rollouts in a row beyond a limit before the alarm; one that is beyond a drift's limit by
-    this many times is enough."""
+    window: int = 3
+    """Rollouts that are judged together, the last of the baseline among them at first: a strange
+    one alone raises no alarm, a slow drift adds up."""
     num_errors: float = 2.0
     """Standard errors by which a drift must be beyond its limit: of few images, means differ by
     chance."""
-    max_drift: float = 0.25
-    """Of an image statistic, in standard deviations between baseline images."""
+    max_drift: Mapping[str, float] = field(default_factory=dict)
+    """Of each image statistic, in standard deviations between baseline images; those not named
+    keep the limit of `MAX_DRIFT`."""
     max_gold_drop: float = 0.25
     """Of the gold scorer's value while the reward has risen, in the same unit of its values."""
     min_prompts: int = 4
-    """Prompts of a rollout that the baseline had too; with fewer, drifts are not judged."""
+    """Prompts that the baseline had too, for a drift to be judged by these alone; with fewer, the
+    mean of all prompts is judged, with its larger error."""
     min_diversity: float = 0.5
     """Of the distance between images of one prompt, as a share of the baseline's."""
     max_equal_groups: float = 0.9
@@ -63,6 +80,12 @@ class MonitorSettings:
     """Of the scorer's own deviation, as a multiple of the baseline's: it no longer knows."""
     stop: bool = True
     """Raise `HackingAlarm`; otherwise `RewardMonitor.observe` only reports."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.max_drift.keys() - MAX_DRIFT.keys()):
+            raise ValueError(
+                f"max_drift names {unknown}; the image statistics are {', '.join(MAX_DRIFT)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +96,36 @@ class _Drift:
     error: float
     """Standard error: of few images, a mean moves by chance."""
 
-    def beyond(self, limit: float, num_errors: float) -> float:
-        """How many times the limit is the least that the drift can be; 0 where it may be none."""
-        return max(abs(self.value) - num_errors * self.error, 0.0) / limit
+    def is_beyond(self, limit: float, num_errors: float) -> bool:
+        """Whether the least that the drift can be is more than the limit."""
+        return abs(self.value) - num_errors * self.error > limit
+
+
+@dataclass
+class _Rollout:
+    """What was measured on one rollout, or on a few."""
+
+    images: dict[str, list[tuple[str, float]]]
+    """statistic -> (prompt, value) of each image"""
+    whole: dict[str, float]
+    """statistics of a rollout as a whole"""
+
+    @classmethod
+    def together(cls, rollouts: Sequence[_Rollout]) -> _Rollout:
+        images: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        whole: dict[str, list[float]] = defaultdict(list)
+        for rollout in rollouts:
+            for name, values in rollout.images.items():
+                images[name].extend(values)
+            for name, value in rollout.whole.items():
+                whole[name].append(value)
+        return cls(dict(images), {name: float(np.mean(of)) for name, of in whole.items()})
+
+    def means(self) -> dict[str, float]:
+        """Of every statistic."""
+        return {
+            name: float(np.mean([value for _, value in of])) for name, of in self.images.items()
+        } | self.whole
 
 
 @dataclass
@@ -88,32 +138,34 @@ class _Baseline:
     """statistic -> prompt -> its images' values"""
     rollouts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, per_image: Mapping[str, _Values], per_rollout: Mapping[str, float]) -> None:
-        for name, values in per_image.items():
+    def add(self, rollout: _Rollout) -> None:
+        for name, values in rollout.images.items():
             for prompt, value in values:
                 self.images[name][prompt].append(value)
-        for name, value in per_rollout.items():
+        for name, value in rollout.whole.items():
             self.rollouts[name].append(value)
 
     def drift(self, name: str, now: _Values, min_prompts: int) -> _Drift | None:
-        """Mean change of the prompts that are known; None when they are too few."""
+        """Mean change of the prompts that are known; where they are too few, of the mean of all.
+
+        None where even all prompts are too few. Two sets of other prompts differ by chance: the
+        second estimate has the larger error, of the spread between prompts.
+        """
         base = self.images[name]
-        known: dict[str, list[float]] = defaultdict(list)
+        by_prompt: dict[str, list[float]] = defaultdict(list)
         for prompt, value in now:
-            if prompt in base:
-                known[prompt].append(value)
-        if len(known) < min_prompts:
+            by_prompt[prompt].append(value)
+        if not base or len(by_prompt) < min_prompts:
             return None
         every = np.concatenate([np.asarray(values) for values in base.values()])
         # What hardly varies among base images may still vary a little by rounding.
         unit = max(every.std(), 0.02 * abs(every.mean()), 1e-6)
-        count = sum(map(len, known.values()))
-        change = sum(len(own) * (np.mean(own) - np.mean(base[p])) for p, own in known.items())
-        spread = sum(
-            (len(own) / count) ** 2 * (1 / len(own) + 1 / len(base[p])) for p, own in known.items()
-        )
-        error = np.sqrt(_within(base.values(), every) * spread)
-        return _Drift(float(change / count / unit), float(error / unit))
+        known = {prompt: own for prompt, own in by_prompt.items() if prompt in base}
+        if len(known) >= min_prompts:
+            change, variance = _paired_change(known, base)
+        else:
+            change, variance = _unpaired_change(by_prompt, base)
+        return _Drift(change / unit, float(np.sqrt(variance)) / unit)
 
     def ratio(self, now: float, name: str) -> float | None:
         """To the mean of all baseline values; None without any."""
@@ -135,11 +187,11 @@ class RewardMonitor:
         self.gold = gold
         self._baseline = _Baseline()
         self._seen = 0
-        self._beyond: dict[str, int] = defaultdict(int)
+        self._recent: list[_Rollout] = []
         self._path: Path | None = None
 
     def keep_baseline(self, path: Path) -> None:
-        """Write the baseline there, and take it from there if a run was interrupted after it.
+        """Keep there what later rollouts are judged by, and take it up if a run was interrupted.
 
         A run that goes on would otherwise measure drifts from a policy that has drifted already.
         """
@@ -150,6 +202,7 @@ class RewardMonitor:
                 self._baseline.images[name].update(prompts)
             self._baseline.rollouts.update(tree["rollouts"])
             self._seen = tree["seen"]
+            self._recent = [_Rollout(**rollout) for rollout in tree["recent"]]
 
     def observe(
         self, items: Sequence[RewardItem], scores: Sequence[Score | None]
@@ -157,48 +210,40 @@ class RewardMonitor:
         """Statistics of one rollout, named ``monitor/...``; items need images.
 
         Raises:
-            HackingAlarm: a limit was passed ``patience`` times in a row, and ``stop`` is set.
+            HackingAlarm: the last ``window`` rollouts are beyond a limit, and ``stop`` is set.
             ValueError: an item has no image.
         """
-        per_image = self._per_image(items, scores)
-        per_rollout = _per_rollout(items, scores)
-        means = {name: float(np.mean([v for _, v in of])) for name, of in per_image.items()}
-        figures = {f"monitor/{name}": value for name, value in (means | per_rollout).items()}
+        rollout = _Rollout(self._per_image(items, scores), _per_rollout(items, scores))
+        figures = {f"monitor/{name}": value for name, value in rollout.means().items()}
         self._seen += 1
+        self._recent = [*self._recent, rollout][-self.settings.window :]
         if self._seen <= self.settings.baseline:
-            self._baseline.add(per_image, per_rollout)
-            self._write_baseline()
+            self._baseline.add(rollout)
+            self._write()
             return figures
+        self._write()
+        recent = _Rollout.together(self._recent)
         drifts = {
             name: drift
-            for name, values in per_image.items()
+            for name, values in recent.images.items()
             if (drift := self._baseline.drift(name, values, self.settings.min_prompts)) is not None
         }
         figures |= {f"monitor/{name}/drift": drift.value for name, drift in drifts.items()}
-        beyond = self._beyond_limits(drifts, means, per_rollout)
-        self._beyond = defaultdict(
-            int, {name: self._beyond[name] + self._weight(drifts.get(name)) for name in beyond}
-        )
-        alarms = [name for name, count in self._beyond.items() if count >= self.settings.patience]
+        alarms = self._beyond_limits(drifts, recent.means())
         figures["monitor/alarms"] = float(len(alarms))
         if alarms and self.settings.stop:
-            raise HackingAlarm(
-                f"rollout {self._seen}: " + "; ".join(beyond[name] for name in alarms)
-            )
+            raise HackingAlarm(f"rollout {self._seen}: " + "; ".join(alarms.values()))
         return figures
 
-    def _weight(self, drift: _Drift | None) -> int:
-        """For how many rollouts in a row one rollout beyond a limit counts."""
-        limits = self.settings
-        grave = drift is not None and (
-            drift.beyond(limits.max_drift, limits.num_errors) >= limits.patience
-        )
-        return limits.patience if grave else 1
-
-    def _write_baseline(self) -> None:
+    def _write(self) -> None:
         if self._path is not None:
             base = self._baseline
-            tree = {"seen": self._seen, "images": base.images, "rollouts": base.rollouts}
+            tree = {
+                "seen": self._seen,
+                "images": base.images,
+                "rollouts": base.rollouts,
+                "recent": [asdict(rollout) for rollout in self._recent],
+            }
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text(json.dumps(tree), encoding="utf-8")
             temporary.replace(self._path)
@@ -221,25 +266,22 @@ class RewardMonitor:
         return dict(found)
 
     def _beyond_limits(
-        self,
-        drifts: Mapping[str, _Drift],
-        means: Mapping[str, float],
-        per_rollout: Mapping[str, float],
+        self, drifts: Mapping[str, _Drift], means: Mapping[str, float]
     ) -> dict[str, str]:
         """What is beyond its limit now, and how to say so."""
         limits, base = self.settings, self._baseline
         found: dict[str, str] = {}
-        for name in _STATISTICS:
+        for name, limit in (MAX_DRIFT | dict(limits.max_drift)).items():
             drift = drifts.get(name)
-            if drift is not None and drift.beyond(limits.max_drift, limits.num_errors) > 1:
+            if drift is not None and drift.is_beyond(limit, limits.num_errors):
                 found[name] = f"{name} has drifted by {drift.value:+.2f} deviations of base "
-                found[name] += f"images, at most {limits.max_drift:g}"
+                found[name] += f"images, at most {limit:g}"
         gold, reward = drifts.get("gold"), drifts.get("reward")
         if (
             gold
             and reward
             and gold.value < 0 < reward.value
-            and gold.beyond(limits.max_gold_drop, limits.num_errors) > 1
+            and gold.is_beyond(limits.max_gold_drop, limits.num_errors)
         ):
             found["gold"] = f"the gold scorer has fallen by {-gold.value:.2f} deviations while "
             found["gold"] += f"the reward rose by {reward.value:.2f}, "
@@ -248,21 +290,16 @@ class RewardMonitor:
         if ratio is not None and ratio > limits.max_sigma:
             found["sigma"] = f"the scorer's deviation is {ratio:.2f} times the baseline's, "
             found["sigma"] += f"at most {limits.max_sigma:g}"
-        spread = per_rollout.get("diversity")
+        spread = means.get("diversity")
         ratio = base.ratio(spread, "diversity") if spread is not None else None
         if ratio is not None and ratio < limits.min_diversity:
             found["diversity"] = f"images of one prompt differ {ratio:.2f} times as much as in "
             found["diversity"] += f"the baseline, at least {limits.min_diversity:g}"
-        equal = per_rollout.get("equal_groups", 0.0)
+        equal = means.get("equal_groups", 0.0)
         if equal > limits.max_equal_groups:
             found["equal_groups"] = f"all rewards are equal in {equal:.0%} of the groups, at most "
             found["equal_groups"] += f"{limits.max_equal_groups:.0%}"
         return found
-
-
-_STATISTICS = (
-    "saturation", "contrast", "edge_density", "colour_entropy", "grid_8", "grid_16", "repetition",
-)  # fmt: skip
 
 
 def image_statistics(image: PILImage) -> dict[str, float]:
@@ -332,13 +369,28 @@ def _per_rollout(items: Sequence[RewardItem], scores: Sequence[Score | None]) ->
     return found | ({"diversity": float(np.mean(distances))} if distances else {})
 
 
-def _within(groups: Iterable[Sequence[float]], every: Floats) -> float:
-    """Variance between images of one prompt; of all images where no prompt has two."""
-    several = [np.asarray(values) for values in groups if len(values) > 1]
-    if not several:
-        return float(every.var())
-    squares = sum(np.square(values - values.mean()).sum() for values in several)
-    return float(squares / sum(len(values) - 1 for values in several))
+def _paired_change(now: _ByPrompt, base: _ByPrompt) -> tuple[float, float]:
+    """Mean change of an image against its prompt's base images, and the variance of that mean."""
+    count = sum(map(len, now.values()))
+    change = sum(len(own) * (np.mean(own) - np.mean(base[p])) for p, own in now.items())
+    spread = sum(
+        (len(own) / count) ** 2 * (1 / len(own) + 1 / len(base[p])) for p, own in now.items()
+    )
+    several = [np.asarray(values) for values in base.values() if len(values) > 1]
+    if several:
+        squares = sum(np.square(values - values.mean()).sum() for values in several)
+        within = squares / sum(len(values) - 1 for values in several)
+    else:
+        within = np.concatenate([np.asarray(values) for values in base.values()]).var()
+    return float(change / count), float(within * spread)
+
+
+def _unpaired_change(now: _ByPrompt, base: _ByPrompt) -> tuple[float, float]:
+    """Change of the mean over prompts, and its variance, of the base prompts' own means."""
+    means = [np.array([np.mean(own) for own in of.values()]) for of in (now, base)]
+    spread = means[1].var(ddof=1) if len(base) > 1 else np.inf
+    variance = spread * (1 / len(now) + 1 / len(base))
+    return float(means[0].mean() - means[1].mean()), float(variance)
 
 
 def _entropy(rgb: Floats) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from annotate.settings import Config
 
@@ -26,6 +26,11 @@ __all__ = [
     "ScorerConfig",
     "TextScorerConfig",
 ]
+
+Statistic = Literal[
+    "saturation", "contrast", "edge_density", "colour_entropy", "grid_8", "grid_16", "repetition"
+]
+"""What `rewards.monitors.MAX_DRIFT` limits."""
 
 
 class PreferenceScorerConfig(Config):
@@ -223,18 +228,20 @@ class MonitorConfig(Config):
 
     baseline: int = Field(default=4, ge=1)
     """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
-    patience: int = Field(default=3, ge=1)
-    """Rollouts in a row beyond a limit before the alarm; one that is beyond a drift's limit by
-    this many times is enough."""
+    window: int = Field(default=3, ge=1)
+    """Rollouts that are judged together: a strange one alone raises no alarm, a slow drift adds
+    up."""
     num_errors: float = Field(default=2.0, ge=0)
     """Standard errors by which a drift must be beyond its limit: of few images, means differ by
     chance."""
-    max_drift: float = Field(default=0.25, gt=0)
-    """Of an image statistic, in standard deviations between baseline images."""
+    max_drift: dict[Statistic, PositiveFloat] = Field(default_factory=dict)
+    """Of an image statistic, in standard deviations between baseline images; those not named keep
+    their default."""
     max_gold_drop: float = Field(default=0.25, gt=0)
     """Of the gold scorer (the first of ``evaluation``) while the reward has risen, likewise."""
     min_prompts: int = Field(default=4, ge=1)
-    """Prompts of a rollout that the baseline had too; with fewer, drifts are not judged."""
+    """Prompts that the baseline had too, for a drift to be judged by these alone; with fewer, the
+    mean of all prompts is judged."""
     min_diversity: float = Field(default=0.5, ge=0)
     """Of the distance between images of one prompt, as a share of the baseline's."""
     max_equal_groups: float = Field(default=0.9, ge=0, le=1)

@@ -162,7 +162,7 @@ def test_an_alarm_of_the_monitor_stops_the_run_with_the_reason(data, untrained_f
     folder = tmp_path / "run"
     scorer = Moody(lambda call, item: None)
     # No picture can differ so much: the second rollout, the first after the baseline, is beyond.
-    settings = MonitorSettings(baseline=1, patience=1, min_diversity=1e6)
+    settings = MonitorSettings(baseline=1, window=1, min_diversity=1e6)
     source = RewardSource(scorer, monitor=RewardMonitor(settings))
     config = grpo_config(data, untrained_folder, folder, max_steps=3, save_every=0)
     with pytest.raises(HackingAlarm, match="rollout 2: images of one prompt differ"):

@@ -1,4 +1,5 @@
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image, ImageEnhance
 
 from rewards.base import RewardItem, Score, ScorerSpec
 from rewards.monitors import (
+    MAX_DRIFT,
     HackingAlarm,
     MonitorSettings,
     RewardMonitor,
@@ -14,6 +16,7 @@ from rewards.monitors import (
 )
 from rewards.posters.draw import draw
 from rewards.posters.spec import random_spec
+from rewards.scorers.config import Statistic
 
 SPECS = [random_spec(random.Random(seed)) for seed in range(6)]
 
@@ -84,17 +87,37 @@ def more_colour(image):
     return ImageEnhance.Color(image).enhance(1.5)
 
 
-def test_one_strange_rollout_is_no_alarm_but_a_grave_one_is():
+def test_one_strange_rollout_is_no_alarm_and_a_slow_drift_adds_up():
     monitor = RewardMonitor()
-    for step in range(9):
-        monitor.observe(*rollout(step, more_colour if step in (5, 7) else None))
-    assert watch(more_colour)[0] == 6  # the third in a row
+    for step in range(12):
+        monitor.observe(*rollout(step, more_colour if step in (5, 9) else None))
+    assert watch(more_colour)[0] == 5  # two of the last three
     assert watch(grid)[0] == 4
+
+
+def test_prompts_that_the_baseline_never_had_are_judged_by_the_mean_of_all():
+    settings = MonitorSettings(baseline=3, window=1, max_equal_groups=1)
+    monitor, rng = RewardMonitor(settings), np.random.default_rng(0)
+
+    def observe(step, low):
+        """Forty new prompts, one image each, of saturations from ``low`` to 1."""
+        items = [
+            RewardItem(f"{step}/{i}", f"g{i}", f"{step}-p{i}", image=Image.new("RGB", (32, 32), c))
+            for i, s in enumerate(rng.uniform(low, 1, 40))
+            for c in [(255, *[int(255 * (1 - s))] * 2)]
+        ]
+        return monitor.observe(items, [Score(rng.random()) for _ in items])
+
+    drifts = [observe(step, 0.0).get("monitor/saturation/drift") for step in range(9)]
+    assert drifts[:3] == [None] * 3
+    assert None not in drifts[3:]
+    with pytest.raises(HackingAlarm, match=r"saturation has drifted by \+1"):
+        observe(9, 0.8)
 
 
 def test_what_may_be_chance_is_no_drift():
     """Twelve images of random saturation: their mean moves by more than the limit, by chance."""
-    settings = MonitorSettings(patience=1, max_equal_groups=1)
+    settings = MonitorSettings(window=1, max_equal_groups=1)
     monitor, rng = RewardMonitor(settings), np.random.default_rng(0)
 
     def flat(low):
@@ -106,7 +129,7 @@ def test_what_may_be_chance_is_no_drift():
         return monitor.observe(items, [Score(1.0)] * 12)
 
     drifts = [flat(0.0).get("monitor/saturation/drift", 0.0) for _ in range(30)]
-    assert max(map(abs, drifts)) > 2 * settings.max_drift
+    assert max(map(abs, drifts)) > 2 * MAX_DRIFT["saturation"]
     with pytest.raises(HackingAlarm, match="saturation has drifted by"):
         flat(0.999)
 
@@ -119,7 +142,7 @@ class Gold:
 
 
 def test_a_gold_scorer_that_falls_while_the_reward_rises():
-    settings = MonitorSettings(max_drift=99)
+    settings = MonitorSettings(max_drift=dict.fromkeys(MAX_DRIFT, 99.0))
 
     def watch_with(rise):
         monitor = RewardMonitor(settings, Gold())
@@ -135,8 +158,8 @@ def test_a_gold_scorer_that_falls_while_the_reward_rises():
 
 def test_sameness_and_equal_rewards():
     flat = Image.new("RGB", (64, 64), "red")
-    caught = watch(lambda image: flat, MonitorSettings(max_drift=1e9))
-    assert "images of one prompt differ 0.00 times as much" in caught[1]
+    caught = watch(lambda image: flat, MonitorSettings(max_drift=dict.fromkeys(MAX_DRIFT, 1e9)))
+    assert "images of one prompt differ 0.27 times as much" in caught[1]
     caught = watch(reward=lambda index: 1.0)
     assert "all rewards are equal in 100% of the groups" in caught[1]
 
@@ -147,7 +170,7 @@ def test_a_run_may_be_watched_without_being_stopped():
     for step in range(8):
         figures = monitor.observe(*rollout(step, grid if step >= 4 else None))
     assert figures["monitor/alarms"] >= 1
-    assert figures["monitor/grid_8/drift"] > 0.25
+    assert figures["monitor/grid_8/drift"] > MAX_DRIFT["grid_8"]
     with pytest.raises(ValueError, match="needs images, sample 'x' has none"):
         monitor.observe([RewardItem("x", "g", "p")], [Score(1.0)])
 
@@ -161,8 +184,16 @@ def test_a_run_that_goes_on_measures_from_the_same_baseline(tmp_path):
     first = monitor()
     for step in range(4):
         first.observe(*rollout(step))
-    wanted = first.observe(*rollout(4, more_colour))
-    assert monitor().observe(*rollout(4, more_colour)) == wanted
+    resumed = monitor()
+    for step in (4, 5):
+        wanted = first.observe(*rollout(step))
+        assert resumed.observe(*rollout(step)) == wanted
+
+
+def test_a_limit_of_an_unknown_statistic_is_refused():
+    with pytest.raises(ValueError, match=r"max_drift names \['colour'\]; .* saturation, contrast"):
+        MonitorSettings(max_drift={"colour": 0.1})
+    assert set(get_args(Statistic)) == MAX_DRIFT.keys()
 
 
 def test_statistics_of_simple_pictures():
