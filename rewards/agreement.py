@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "by_designer",
     "cluster_bootstrap",
     "fit_temperature",
+    "margins_and_outcomes",
     "measure_pairs",
     "negative_log_likelihood",
     "scored_pairs",
@@ -73,6 +75,29 @@ def scored_pairs(sets: Sequence[CandidateSet], scores: Scores) -> list[ScoredPai
                         )
                     )
     return pairs
+
+
+def margins_and_outcomes(
+    sets: Sequence[CandidateSet], scores: Scores, question: str
+) -> tuple[list[float], list[int]]:
+    """Every pair that a judgement speaks of, ties too: the margin, and 1 for the first being
+    better, 0 for a tie. "All equal" is a tie of every two."""
+    margins: list[float] = []
+    outcomes: list[int] = []
+    for candidates in sets:
+        rows = [scores[candidate_id] for candidate_id in candidates.candidate_ids]
+        if question not in rows[0]:
+            continue
+        own = [row[question] for row in rows]
+        for judgement in candidates.judgements:
+            if judgement.question.value != question:
+                continue
+            is_tie = judgement.best is None
+            pairs = combinations(range(len(own)), 2) if is_tie else judgement.pairs(len(own))
+            for first, second in pairs:
+                margins.append(own[first] - own[second])
+                outcomes.append(0 if is_tie else 1)
+    return margins, outcomes
 
 
 def agreement_pairs(pairs: Iterable[ScoredPair]) -> list[tuple[ScoredPair, float]]:

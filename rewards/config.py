@@ -88,6 +88,9 @@ class RewardTrainConfig(Config):
     """The split on which the report measures. Training never sees it; neither does the choice of
     the epoch nor the temperature, which use the validation split, or ``development_fraction`` of
     the training prompts when the validation split is itself held out."""
+    older: Path | None = None
+    """Folder of an older snapshot of the same studio: split by time. Learned from are its picks
+    alone, held out is what came later; see `rewards.by_time`."""
     development_fraction: float = Field(default=0.15, gt=0.0, lt=1.0)
     """Share of the training prompts set aside when ``held_out`` is ``validation``."""
     ties: Literal["uniform", "drop"] = "uniform"
@@ -137,6 +140,10 @@ class RewardTrainConfig(Config):
     def _check_held_out(self) -> RewardTrainConfig:
         if self.held_out == Split.TRAIN:
             raise ValueError("held_out must be 'validation' or 'test', got 'train'")
+        if self.older is not None and self.held_out != Split.TEST:
+            raise ValueError(
+                f"with older, held_out must be 'test': what came later; got {self.held_out.value!r}"
+            )
         if self.loss == "rao_kupper" and self.ties == "drop":
             raise ValueError("loss 'rao_kupper' learns from ties, but ties is 'drop'")
         return self

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annotate.records import Snapshot, Split
-from rewards.agreement import Scores, by_designer, measure_pairs, scored_pairs
+from rewards.agreement import (
+    Scores,
+    by_designer,
+    margins_and_outcomes,
+    measure_pairs,
+    scored_pairs,
+)
 from rewards.base import RewardItem, Scorer
 from rewards.folder import (
     PAGE_FILE,
@@ -21,6 +27,7 @@ from rewards.folder import (
     write_json,
 )
 from rewards.judgements import CandidateSet, candidate_sets
+from rewards.metrics import fit_tie_threshold, tie_aware_accuracy
 from rewards.report import write_page
 from rewards.slices import ranking_quality, slice_accuracy
 from rewards.splits import LeakError, check_disjoint, prompt_digest
@@ -39,6 +46,7 @@ __all__ = [
     "register",
     "require_accuracy",
     "score_sets",
+    "validation_thresholds",
 ]
 
 
@@ -48,6 +56,7 @@ def build_report(
     criteria: Sequence[str],
     seed: int = 0,
     snapshot: Snapshot | None = None,
+    tie_thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Held-out accuracy with its interval, the designers' ceiling and the calibration.
 
@@ -55,7 +64,8 @@ def build_report(
     ``ceiling`` is that of one designer's picks against another's on the same task, and
     ``accuracy_on_ceiling_pairs`` the model's on exactly those pairs. ``ece`` is to be held against
     ``ece_expected``, what a perfectly calibrated model would show on as many pairs. The snapshot
-    adds the slice of pairs drawn by one model and by two.
+    adds the slice of pairs drawn by one model and by two. ``accuracy_with_ties`` counts "all equal"
+    too, by the margin below which a pair is called a tie (`validation_thresholds`).
 
     Raises:
         ValueError: no held-out pick asks for any of the criteria.
@@ -72,6 +82,7 @@ def build_report(
         name: {
             **measure_pairs([pair for pair in pairs if pair.question == name], seed),
             **ranking_quality(sets, scores, name),
+            **_with_ties(sets, scores, name, (tie_thresholds or {}).get(name)),
         }
         for name in questions
     }
@@ -98,6 +109,35 @@ def build_report(
         "num_picks": sum(len(candidates.judgements) for candidates in sets),
         "num_pairs": len(pairs),
     }
+
+
+def _with_ties(
+    sets: Sequence[CandidateSet], scores: Scores, question: str, threshold: float | None
+) -> dict[str, Any]:
+    margins, outcomes = margins_and_outcomes(sets, scores, question)
+    accuracy = None
+    if threshold is not None and outcomes:
+        accuracy = tie_aware_accuracy(margins, outcomes, threshold)
+    return {
+        "accuracy_with_ties": accuracy,
+        "tie_threshold": threshold,
+        "num_ties": outcomes.count(0),
+    }
+
+
+def validation_thresholds(
+    sets: Sequence[CandidateSet], scores: Scores, questions: Sequence[str]
+) -> dict[str, float]:
+    """By question, the margin below which a pair is best called a tie; of validation sets.
+
+    Questions without a tie there are left out: nothing tells where ties begin.
+    """
+    found: dict[str, float] = {}
+    for name in questions:
+        margins, outcomes = margins_and_outcomes(sets, scores, name)
+        if 0 in outcomes:
+            found[name] = fit_tie_threshold(margins, outcomes)
+    return found
 
 
 def _head_correlation(
@@ -166,9 +206,8 @@ def audit_model(
     Raises:
         LeakError, ValueError: as `held_out_sets`.
     """
-    from PIL import Image
-
     from rewards.audit import audit_biases
+    from rewards.images import open_candidate
 
     by_prompt: dict[str, CandidateSet] = {}
     for candidates in held_out_sets(folder, snapshot, split):
@@ -177,9 +216,7 @@ def audit_model(
     for prompt_id in sorted(by_prompt)[:num_prompts]:
         candidates = by_prompt[prompt_id]
         for name in candidates.candidate_ids:
-            path = snapshot.image_path(snapshot.candidate_of[name])
-            with Image.open(path) as image:
-                picture = image.convert("RGB")
+            picture = open_candidate(snapshot, snapshot.candidate_of[name])
             items.append(RewardItem(name, prompt_id, candidates.prompt.text, image=picture))
     return audit_biases(scorer, snapshot, items)
 
@@ -199,8 +236,15 @@ def evaluate_model(
     """
     sets = held_out_sets(folder, snapshot, split)
     scores = score_sets(scorer, snapshot, sets, cache)
+    thresholds: dict[str, float] = {}
+    if split == Split.TEST:
+        aside = [s for s in candidate_sets(snapshot) if s.prompt.split == Split.VALIDATION]
+        if any(judgement.best is None for s in aside for judgement in s.judgements):
+            known = score_sets(scorer, snapshot, aside, cache)
+            thresholds = validation_thresholds(aside, known, scorer.outputs)
+    criteria = scorer.model.config.criteria
     return {
-        **build_report(sets, scores, scorer.model.config.criteria, snapshot=snapshot),
+        **build_report(sets, scores, criteria, snapshot=snapshot, tie_thresholds=thresholds),
         "held_out": split.value,
         "snapshot_digest": snapshot.digest,
         "base_sha256": scorer.encoder.identity["base_sha256"],

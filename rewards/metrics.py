@@ -16,6 +16,7 @@ __all__ = [
     "best_of_n_regret",
     "brier_score",
     "calibration",
+    "fit_tie_threshold",
     "kendall_tau_b",
     "paired_difference",
     "prompts_needed",
@@ -81,6 +82,15 @@ def tie_aware_accuracy(margins: ArrayLike, outcomes: ArrayLike, threshold: float
     called = np.where(np.abs(d) <= threshold, 0.0, np.sign(d))
     half = (called == 0) != (truth == 0)
     return float(np.where(half, 0.5, called == truth).mean())
+
+
+def fit_tie_threshold(margins: ArrayLike, outcomes: ArrayLike) -> float:
+    """The threshold of the highest `tie_aware_accuracy`; of several, the least."""
+    d, truth = _same_length(margins, outcomes)
+    found = np.unique(np.quantile(np.abs(d), np.linspace(0, 1, 201), method="lower"))
+    # Below all margins nothing is a tie; beyond the largest everything is.
+    choices = [-1.0, *found.tolist()]
+    return max(choices, key=lambda threshold: tie_aware_accuracy(d, truth, threshold))
 
 
 def brier_score(margins: ArrayLike, temperature: float = 1.0) -> float:

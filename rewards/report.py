@@ -37,7 +37,8 @@ def render_report(report: Mapping[str, Any], minimum: float | None = None) -> st
         _verdict(report, minimum),
         "<h2>By criterion</h2>",
         _criteria(report),
-        "<p class=note>Interval: 95 %, bootstrap over prompts. Designers: how often one agrees "
+        "<p class=note>With ties: all-equal pairs too, a half where one side alone is a tie. "
+        "Interval: 95 %, bootstrap over prompts. Designers: how often one agrees "
         "with another on the same pairs; the model beside it on exactly those pairs. Regret: share "
         "of picks lost by taking the model's best candidate, and by taking any. AUROC: do large "
         "margins tell pairs on which designers agree from those on which they do not?</p>",
@@ -78,12 +79,13 @@ _MEASURES = ("tau_b", "regret", "regret_random", "auroc_decided", "brier", "nll"
 
 
 def _criteria(report: Mapping[str, Any]) -> str:
-    head = ("criterion", "accuracy", "interval", "designers", "model there", "tau-b", "regret",
-            "any", "AUROC", "Brier", "NLL", "pairs")  # fmt: skip
+    head = ("criterion", "accuracy", "with ties", "interval", "designers", "model there", "tau-b",
+            "regret", "any", "AUROC", "Brier", "NLL", "pairs")  # fmt: skip
     rows = [
         (
             name,
             _number(of["accuracy"]),
+            _number(of.get("accuracy_with_ties")),
             _interval(of),
             _number(of["ceiling"]),
             _number(of["accuracy_on_ceiling_pairs"]),

@@ -22,6 +22,7 @@ from trl import RewardConfig
 from annotate.records import Question, Snapshot, load_snapshot
 from annotate.settings import changed_settings, dump_config, load_config
 from rewards.agreement import fit_temperature, scored_pairs
+from rewards.by_time import split_by_time
 from rewards.components import check_snapshot
 from rewards.config import RewardTrainConfig
 from rewards.digests import DIGESTS_FILE, damage
@@ -61,7 +62,7 @@ from rewards.splits import prompt_digest
 from rewards.supervision import supervise
 from rewards.trainer import CandidateTrainer, DigestCallback, SetCollator, to_dataset
 
-__all__ = ["RewardResult", "train_reward"]
+__all__ = ["RewardResult", "open_snapshot", "train_reward"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
         FolderInUseError: another process trains there.
         OSError: a missing snapshot, base or image; an unwritable folder.
     """
-    snapshot = load_snapshot(config.snapshot, images=config.images)
+    snapshot = open_snapshot(config)
     division = divide(snapshot, config.held_out, config.development_fraction, config.seed)
     if config.check_alike != "off":
         check_snapshot(snapshot, images=config.check_alike == "text_and_images")
@@ -97,6 +98,20 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     is_first = int(os.environ.get("RANK", "0")) == 0
     with FolderLock(config.output_dir) if is_first else nullcontext():
         return _train(config, snapshot, division)
+
+
+def open_snapshot(config: RewardTrainConfig) -> Snapshot:
+    """What a run learns from and is measured on.
+
+    Raises:
+        ValueError: a split by time leaves nothing to learn from, or nothing to measure on.
+        OSError: a snapshot is missing.
+    """
+    snapshot = load_snapshot(config.snapshot, images=config.images)
+    if config.older is None:
+        return snapshot
+    images = config.check_alike == "text_and_images"
+    return split_by_time(snapshot, load_snapshot(config.older), images)
 
 
 def _train(config: RewardTrainConfig, snapshot: Snapshot, division: Division) -> RewardResult:

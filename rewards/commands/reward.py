@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--split", type=Split, choices=list(Split), default=Split.TEST, help="default: test"
     )
+    evaluate.add_argument(
+        "--after", type=Path, metavar="SNAPSHOT",
+        help="an older snapshot: measure on what came after it, whatever its split",
+    )  # fmt: skip
     evaluate.add_argument("--device", default="cpu", help="default: cpu")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     evaluate.add_argument("--page", type=Path, metavar="FILE", help="write it as an HTML page")
@@ -105,6 +108,19 @@ def _add_comparing(actions: Any) -> None:
         "--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], metavar="SHARE",
         help="of the training prompts; default: an eighth, a quarter, half, all",
     )  # fmt: skip
+    designers = actions.add_parser(
+        "designers",
+        help="leave each designer out: accuracy on whom the model never met",
+        description="Trains once for each designer without their picks and measures on their "
+        "held-out ones.",
+        epilog="example:\n  winsome reward designers configs/tiny/reward.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    designers.add_argument("config", type=Path, help="YAML file of settings")
+    designers.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. epochs=5")
+    designers.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="pseudonyms; default: every designer"
+    )
 
 
 def _add_serving(actions: Any) -> None:
@@ -137,6 +153,7 @@ def run(args: argparse.Namespace) -> int | None:
         "evaluate": _evaluate,
         "compare": _compare,
         "curve": _curve,
+        "designers": _designers,
         "splits": _splits,
         "serve": _serve,
         "calibrate": _calibrate,
@@ -149,6 +166,7 @@ def _train(args: argparse.Namespace) -> None:
     from rewards.config import RewardTrainConfig
 
     config = load_config(RewardTrainConfig, args.config, args.overrides)
+    from rewards.report_text import describe_report
     from rewards.train import train_reward
 
     result = train_reward(config)
@@ -160,9 +178,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     from annotate.records import load_snapshot
     from rewards.evaluate import audit_model, evaluate_model, register
     from rewards.folder import write_json
+    from rewards.report_text import describe_audit, describe_report
     from rewards.scorers import load_scorer
 
     snapshot = load_snapshot(args.snapshot, images=args.images)
+    if args.after:
+        from rewards.by_time import split_by_time
+
+        snapshot = split_by_time(snapshot, load_snapshot(args.after))
     scorer = load_scorer(args.model, base=args.base, device=args.device)
     report = evaluate_model(args.model, scorer, snapshot, args.split)
     if args.audit:
@@ -176,6 +199,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.register:
         register(args.model, report, args.minimum)
     print(describe_report(report))
+    if args.audit:
+        print(describe_audit(report["audit"]))
     if args.minimum is not None and report["accuracy"] < args.minimum:
         print(f"below the minimum accuracy of {args.minimum:.3f}")
         return 1
@@ -222,6 +247,17 @@ def _curve(args: argparse.Namespace) -> None:
             f"{point['share']:6g} {point['num_prompts']:7} {point['num_picks']:6}  "
             f"{point['accuracy']:.3f} ({describe_interval(point)})"
         )
+
+
+def _designers(args: argparse.Namespace) -> None:
+    from annotate.settings import load_config
+    from rewards.config import RewardTrainConfig
+
+    config = load_config(RewardTrainConfig, args.config, args.overrides)
+    from rewards.left_out import leave_each_out
+    from rewards.report_text import describe_designers
+
+    print(describe_designers(leave_each_out(config, args.only)))
 
 
 def _splits(args: argparse.Namespace) -> int:
@@ -279,25 +315,3 @@ def _calibrate(args: argparse.Namespace) -> None:
         path = args.mix.parent / part.calibration
         found.save(path)
         print(f"{path}: {found.scorer} mean {found.mean:.4g}, std {found.std:.4g}, {found.count}")
-
-
-def describe_report(report: dict[str, Any]) -> str:
-    """A report as a small table."""
-    lines = [f"{'':12} {'accuracy':>8}  {'95 % interval':^14}  {'designers':>9}  {'pairs':>6}"]
-    for name, row in [*report["criteria"].items(), ("mean", report)]:
-        ceiling = "-" if row["ceiling"] is None else f"{row['ceiling']:.3f}"
-        # The prompts of one cannot be drawn anew.
-        is_known = row["ci_low"] is not None
-        interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}" if is_known else "none: 1 prompt"
-        lines.append(
-            f"{name:12} {row['accuracy']:8.3f}  {interval:^14}  {ceiling:>9}  {row['num_pairs']:>6}"
-        )
-    lines.append(
-        f"{report['num_picks']} picks on {report['num_prompts']} held-out prompts "
-        f"({report['held_out']}); mean over {json.dumps(_averaged(report))}"
-    )
-    return "\n".join(lines)
-
-
-def _averaged(report: dict[str, Any]) -> list[str]:
-    return [name for name in report["criteria"] if name != "overall"] or ["overall"]

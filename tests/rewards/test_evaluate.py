@@ -17,7 +17,13 @@ from rewards.agreement import (
 from rewards.audit import IMAGE_EDITS, TOLERANCE, audit_biases
 from rewards.base import RewardItem, Score, ScorerSpec
 from rewards.comparison import compare_scores
-from rewards.evaluate import build_report, describe_interval, register, require_accuracy
+from rewards.evaluate import (
+    build_report,
+    describe_interval,
+    register,
+    require_accuracy,
+    validation_thresholds,
+)
 from rewards.folder import PAGE_FILE, REPORT_FILE, WEIGHTS_FILE, file_sha256, write_json
 from rewards.judgements import CandidateSet, Judgement
 from rewards.monitors import image_statistics
@@ -55,6 +61,23 @@ def test_a_pick_implies_all_pairs_with_the_best_or_the_worst():
 
 def test_a_tie_of_the_annotator_implies_nothing():
     assert scored_pairs([judged(("ada", None, None))], scores(1, 2, 3)) == []
+
+
+def test_accuracy_with_ties_goes_by_the_threshold_of_the_validation_sets():
+    # Margins of 2 and more are decided there, of 1 and less are ties.
+    aside = [judged(("ada", 2, 0), prompt="v"), judged(("ada", None, None), prompt="t")]
+    known = scores(0, 4, 8, prompt="v") | scores(0, 1, 0, prompt="t")
+    thresholds = validation_thresholds(aside, known, ["detail", "aesthetics"])
+    assert thresholds == {"detail": 1}
+    sets = [judged(("ada", 2, 0)), judged(("ada", None, None), prompt="q")]
+    values = scores(0, 0.5, 3) | scores(0, 0, 5, prompt="q")
+    report = build_report(sets, values, ["detail"], tie_thresholds=thresholds)
+    found = report["criteria"]["detail"]
+    # Right: 3, 2.5 and the tie of 0; half: the win by 0.5, the ties by 5.
+    assert found["accuracy_with_ties"] == pytest.approx((3 + 3 * 0.5) / 6)
+    assert (found["accuracy"], found["num_ties"]) == (1.0, 3)
+    without = build_report(sets, values, ["detail"])["criteria"]["detail"]
+    assert without["accuracy_with_ties"] is None
 
 
 def test_the_ceiling_compares_each_designer_with_the_others():
