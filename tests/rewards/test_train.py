@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from align import cli
 from align.mmdit.adapters import load_adapter
 from annotate.records import Prompt, Question, Split, load_snapshot
 from annotate.settings import parse_config
@@ -313,3 +315,18 @@ def test_each_pick_is_scored_by_the_head_that_it_asked():
         [True, False, False],
     ]
     assert len(to_dataset(sets, ("detail", "overall"), keep_ties=False)) == 1
+
+
+def test_one_command_measures_audits_and_registers(trained, snapshot_folder, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    command = ["reward", "evaluate", str(trained.folder), str(snapshot_folder), "--audit=2"]
+    assert cli.main([*command, "--register", f"--page={page}"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"saturation \+10 % +[+-]\d\.\d\d \[", said)
+    assert re.search(r"mean +0\.\d{3}", said)
+    assert "Edits that should change nothing" in page.read_text(encoding="utf-8")
+    report = json.loads((trained.folder / "report.json").read_text())
+    assert set(report["audit"]["jpeg 95"]) == {"aesthetics", "detail", "overall"}
+    assert report["trained_on"] == trained.report["trained_on"]
+    status = cli.main([*command, f"--after={snapshot_folder}"])
+    assert (status, "0 are new since" in capsys.readouterr().err) == (2, True)
