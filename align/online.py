@@ -280,7 +280,7 @@ class GRPOLoop:
                 prompt=group.prompt.text,
                 image=image,
                 latents=row,
-                metadata=group.prompt.metadata,
+                metadata={"category": group.prompt.category, **group.prompt.metadata},
             )
             for sample_id, group, image, row in zip(
                 rollout.sample_ids, groups, images, latents, strict=True

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ from align.config import DrawConfig, EvalConfig, GenerateConfig, dump_config
 from align.data.rows import iterate_prompts
 from align.generate import generate
 from annotate.records import Candidate, Prompt
-from rewards.base import RewardItem, Score, Scorer, ScoringError
+from rewards.base import RewardItem, Score, Scorer, ScoringError, batch_places
 from rewards.metrics import paired_difference
 
 __all__ = ["describe", "evaluate_models"]
 
 BATCH = 32
-"""Images open at a time."""
+"""Images open at a time; all of a prompt where a scorer scores by group."""
 
 
 @dataclass(frozen=True)
@@ -162,24 +162,31 @@ def _scores(
     folder: Path, prompts: Sequence[Prompt], candidates: Sequence[Candidate], scorer: Scorer
 ) -> list[Score]:
     prompt_of = {prompt.id: prompt for prompt in prompts}
-    found: list[Score] = []
-    for start in range(0, len(candidates), BATCH):
+    items = []
+    for candidate in candidates:
+        prompt = prompt_of[candidate.prompt_id]
+        items.append(
+            RewardItem(
+                sample_id=candidate.id,
+                group_id=prompt.id,
+                prompt=prompt.text,
+                metadata={"category": prompt.category, **prompt.metadata},
+            )
+        )
+    found: dict[int, Score] = {}
+    for places in batch_places(items, BATCH, scorer.spec.groupwise):
         with ExitStack() as stack:
-            items = []
-            for candidate in candidates[start : start + BATCH]:
-                prompt = prompt_of[candidate.prompt_id]
-                path = folder / "images" / f"{candidate.image_sha256}.png"
-                items.append(
-                    RewardItem(
-                        sample_id=candidate.id,
-                        group_id=prompt.id,
-                        prompt=prompt.text,
-                        image=stack.enter_context(Image.open(path)),
-                        metadata={"category": prompt.category, **prompt.metadata},
-                    )
+            shown = [
+                replace(
+                    items[place],
+                    image=stack.enter_context(
+                        Image.open(folder / "images" / f"{candidates[place].image_sha256}.png")
+                    ),
                 )
-            found += _all_scores(scorer, items)
-    return found
+                for place in places
+            ]
+            found |= dict(zip(places, _all_scores(scorer, shown), strict=True))
+    return [found[place] for place in range(len(items))]
 
 
 def _all_scores(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["RewardItem", "Score", "Scorer", "ScorerSpec", "ScoringError"]
+__all__ = ["RewardItem", "Score", "Scorer", "ScorerSpec", "ScoringError", "batch_places"]
 
 
 class ScoringError(RuntimeError):
@@ -72,15 +72,35 @@ class ScorerSpec:
     """The item fields that it reads, of ``image`` and ``latents``; any one of them is enough."""
     backbone: str = ""
     """Names the network that it looks through; scorers of one backbone share their blind spots."""
+    groupwise: bool = False
+    """A score depends on the other samples of its group, which must all come in one call."""
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Scores items one by one.
+    """Scores items one by one, or, where ``spec.groupwise`` says so, group by group.
 
-    One score per item, in order; the same item scores the same in any batch and at any time.
+    One score per item, in order; the same item (in the same group) scores the same in any batch and
+    at any time.
     """
 
     spec: ScorerSpec
 
     def score(self, items: Sequence[RewardItem]) -> list[Score]: ...
+
+
+def batch_places(
+    items: Sequence[RewardItem], batch_size: int, groupwise: bool = False
+) -> list[list[int]]:
+    """Places of the items by batch, in order; ``groupwise`` keeps each group together, so that a
+    batch is as large as a group at least."""
+    units: dict[object, list[int]] = {}
+    for place, item in enumerate(items):
+        units.setdefault(item.group_id if groupwise else place, []).append(place)
+    batches: list[list[int]] = []
+    for unit in units.values():
+        if batches and len(batches[-1]) + len(unit) <= batch_size:
+            batches[-1] += unit
+        else:
+            batches.append(list(unit))
+    return batches

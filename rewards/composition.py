@@ -166,6 +166,7 @@ class CompositeScorer:
             version=hashlib.sha256(identity.encode()).hexdigest()[:16],
             components=tuple(names),
             needs=_needs(parts),
+            groupwise=rule == "gdpo" or any(part.scorer.spec.groupwise for part in parts),
         )
 
     def score(self, items: Sequence[RewardItem]) -> list[Score]:

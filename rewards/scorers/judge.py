@@ -123,6 +123,7 @@ class JudgeScorer:
             components=settings.criteria,
             needs=frozenset({"image"}),
             backbone=settings.model,
+            groupwise=settings.mode == "pairwise",
         )
 
     def score(self, items: Sequence[RewardItem]) -> list[Score]:

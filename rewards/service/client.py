@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rewards.base import RewardItem, Score, ScorerSpec
+from rewards.base import RewardItem, Score, ScorerSpec, batch_places
 from rewards.service.cache import ScoreCache, cache_key
 from rewards.service.calls import ClientSettings, ServiceError, call, split_url
 from rewards.service.schema import (
@@ -34,7 +34,8 @@ class RemoteScorer:
     Args:
         url: of the server, e.g. ``http://127.0.0.1:8100``.
         scorer: the scorer's name there; None takes the only one.
-        cache: scores that are known already are not asked for.
+        cache: scores that are known already are not asked for; without effect on a scorer that
+            scores by group, whose groups also stay together in one request.
 
     Raises:
         ServiceError: the server cannot be reached, is not ready in time, or has no such scorer.
@@ -57,7 +58,10 @@ class RemoteScorer:
             components=tuple(info.components),
             needs=frozenset({"image"}),
             backbone=info.backbone,
+            groupwise=info.groupwise,
         )
+        if info.groupwise:  # a score then depends on more than the cache's key names
+            self._cache = None
 
     def score(self, items: Sequence[RewardItem]) -> list[Score]:
         """One score per item, in order; see `rewards.base.Scorer`."""
@@ -78,8 +82,9 @@ class RemoteScorer:
                 scores[index] = self._cache.get(keys[index])
             if scores[index] is None:
                 asked.append((index, WireItem.pack(item, png)))
-        size = self.settings.batch_size
-        batches = [asked[start : start + size] for start in range(0, len(asked), size)]
+        rows = [items[index] for index, _ in asked]
+        places = batch_places(rows, self.settings.batch_size, self.spec.groupwise)
+        batches = [[asked[place] for place in batch] for batch in places]
         for batch, answers in zip(batches, self._ask_all(batches), strict=True):
             for (index, _), score in zip(batch, answers, strict=True):
                 scores[index] = score

@@ -128,6 +128,7 @@ class ScorerInfo(_Message):
     version: str
     components: list[str]
     backbone: str = ""
+    groupwise: bool = False
 
     @classmethod
     def of(cls, spec: ScorerSpec) -> ScorerInfo:
@@ -136,6 +137,7 @@ class ScorerInfo(_Message):
             version=spec.version,
             components=list(spec.components),
             backbone=spec.backbone,
+            groupwise=spec.groupwise,
         )
 
 

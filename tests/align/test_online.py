@@ -97,6 +97,7 @@ def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, t
     for item in scorer.items:
         assert item.image.size == (32, 32)
         assert item.latents is None
+        assert item.metadata["category"] == ""  # what a mix weighs by
         assert item.prompt in (data / "prompts.txt").read_text()
 
 

@@ -111,6 +111,8 @@ def test_gdpo_in_a_composite_is_by_group():
     composite = CompositeScorer([part(scorer)], rule="gdpo")
     both = [*items("a", "b"), *items("x", "y", group="h")]
     assert values(composite, both) == pytest.approx([-1, 1, -1, 1])
+    assert composite.spec.groupwise
+    assert not CompositeScorer([part(scorer)]).spec.groupwise
 
 
 def test_an_identity_that_follows_the_settings():

@@ -113,6 +113,35 @@ def test_what_is_known_is_not_asked_again(server, scorer, tmp_path):
     assert scorer.calls == calls + 2
 
 
+class Rank:
+    """Scores an image's place in its group by red."""
+
+    spec = ScorerSpec("rank", "1", (), frozenset({"image"}), "pixels", groupwise=True)
+
+    def __init__(self):
+        self.sizes = []
+
+    def score(self, items):
+        self.sizes.append(len(items))
+        reds = {i: (item.group_id, item.image.getpixel((0, 0))[0]) for i, item in enumerate(items)}
+        return [
+            Score(float(sum(group == g and red > r for g, r in reds.values())))
+            for group, red in reds.values()
+        ]
+
+
+def test_a_group_stays_together_and_is_not_cached_where_scores_depend_on_it():
+    rank = Rank()
+    mixed = [replace(item(index), group_id="abaab"[index]) for index in range(5)]
+    with RewardServer(lambda: [rank]) as server:
+        server.wait_until_ready()
+        remote = RemoteScorer(server.url, settings=QUICK, cache=ScoreCache())
+        assert remote.spec == Rank.spec
+        assert [score.value for score in remote.score(mixed)] == [0, 0, 1, 2, 1]
+        assert sorted(rank.sizes) == [2, 3]  # whatever the batch size
+        assert [score.value for score in remote.score(mixed[2:])] == [0, 1, 0]
+
+
 def test_the_cache_knows_prompt_image_scorer_and_version():
     png = encode_png(ITEMS[0].image)
     keys = {
@@ -236,7 +265,15 @@ RESPONSE = {
 HEALTH = {
     "wire": 2,
     "ready": True,
-    "scorers": [{"name": "red", "version": "1", "components": ["red"], "backbone": ""}],
+    "scorers": [
+        {
+            "name": "red",
+            "version": "1",
+            "components": ["red"],
+            "backbone": "",
+            "groupwise": False,
+        }
+    ],
 }
 
 
