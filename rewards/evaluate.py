@@ -17,6 +17,7 @@ from rewards.agreement import (
     scored_pairs,
 )
 from rewards.base import RewardItem, Scorer
+from rewards.components import find_components
 from rewards.folder import (
     PAGE_FILE,
     REPORT_FILE,
@@ -159,11 +160,17 @@ def _head_correlation(
     return found
 
 
-def held_out_sets(folder: str | Path, snapshot: Snapshot, split: Split) -> list[CandidateSet]:
+def held_out_sets(
+    folder: str | Path, snapshot: Snapshot, split: Split, alike: bool = True
+) -> list[CandidateSet]:
     """The judged sets of one split, none of which shaped the reward model in ``folder``.
 
+    Args:
+        alike: refuse prompts that are alike by text (`rewards.components`) to one of the snapshot
+            that shaped the model, too.
+
     Raises:
-        LeakError: a prompt is in two splits, or shaped the model in training.
+        LeakError: a prompt is in two splits, or it, or one alike, shaped the model in training.
         ValueError: the split has no picks.
     """
     check_disjoint(snapshot.prompts)
@@ -182,7 +189,23 @@ def held_out_sets(folder: str | Path, snapshot: Snapshot, split: Split) -> list[
                 f"prompt {candidates.prompt.text!r} is in split {split.value!r} of this snapshot, "
                 f"but the reward model {folder} was trained on it"
             )
+    if alike:
+        _refuse_alike(folder, snapshot, {s.prompt.id for s in sets}, trained_on)
     return sets
+
+
+def _refuse_alike(
+    folder: str | Path, snapshot: Snapshot, held_out: set[str], trained_on: set[str]
+) -> None:
+    learned = {p.id for p in snapshot.prompts if prompt_digest(p.text) in trained_on}
+    for component in find_components(snapshot.prompts, join_by=()):
+        members = set(component.prompt_ids)
+        if members & held_out and members & learned:
+            first, second = min(members & held_out), min(members & learned)
+            raise LeakError(
+                f"prompt {snapshot.prompt_of[first].text!r} is held out, but the reward model "
+                f"{folder} was trained on one like it: {snapshot.prompt_of[second].text!r}"
+            )
 
 
 def score_sets(
@@ -227,14 +250,15 @@ def evaluate_model(
     snapshot: Snapshot,
     split: Split,
     cache: FeatureCache | None = None,
+    alike: bool = True,
 ) -> dict[str, Any]:
     """Measure the reward model in ``folder`` on one split of any snapshot; see `build_report`.
 
     Raises:
-        LeakError: a prompt is in two splits, or shaped the model in training.
+        LeakError: as `held_out_sets`, with ``alike``.
         ValueError: the split has no picks on the model's criteria.
     """
-    sets = held_out_sets(folder, snapshot, split)
+    sets = held_out_sets(folder, snapshot, split, alike)
     scores = score_sets(scorer, snapshot, sets, cache)
     thresholds: dict[str, float] = {}
     if split == Split.TEST:

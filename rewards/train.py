@@ -133,8 +133,9 @@ def _train(config: RewardTrainConfig, snapshot: Snapshot, division: Division) ->
     model.config.temperatures = _fit_temperatures(model, encoder, division.development, bank)
     _save(config, model, trainer.state.log_history, seen)
     scorer = PreferenceScorer(model, encoder, version="")
+    alike = config.check_alike != "off"
     report = {
-        **evaluate_model(config.output_dir, scorer, snapshot, config.held_out, cache),
+        **evaluate_model(config.output_dir, scorer, snapshot, config.held_out, cache, alike),
         "temperatures": model.config.temperatures,
         "overall_weights": model.overall_weights(),
         "best_step": trainer.state.best_global_step,

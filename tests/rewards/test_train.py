@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from annotate.settings import parse_config
 from rewards.base import RewardItem
 from rewards.config import RewardTrainConfig
 from rewards.curve import CURVE_FILE, learning_curve
-from rewards.evaluate import evaluate_model, require_accuracy
+from rewards.evaluate import evaluate_model, held_out_sets, require_accuracy
 from rewards.folder import CHECKPOINTS, WEIGHTS_FILE
 from rewards.judgements import (
     CandidateSet,
@@ -214,6 +215,19 @@ def test_evaluation_refuses_prompts_of_the_training(trained, random_base, snapsh
     scorer = load_scorer(trained.folder, base=random_base)
     with pytest.raises(LeakError, match="was trained on it"):
         evaluate_model(trained.folder, scorer, load_snapshot(snapshot_folder), Split.TRAIN)
+
+
+def test_evaluation_refuses_prompts_alike_those_of_the_training(trained, snapshot_folder):
+    snapshot = load_snapshot(snapshot_folder)
+    learned = next(prompt for prompt in snapshot.prompts if prompt.split == Split.TRAIN)
+    held_out = next(prompt for prompt in snapshot.prompts if prompt.split == Split.TEST)
+    twin = held_out.model_copy(update={"text": learned.text + " x"})
+    prompts = tuple(twin if p.id == held_out.id else p for p in snapshot.prompts)
+    changed = replace(snapshot, prompts=prompts)
+    with pytest.raises(LeakError, match=f"was trained on one like it: {learned.text!r}"):
+        held_out_sets(trained.folder, changed, Split.TEST)
+    assert held_out_sets(trained.folder, changed, Split.TEST, alike=False)
+    assert held_out_sets(trained.folder, snapshot, Split.TEST)
 
 
 def test_a_leak_is_refused(snapshot_folder):
