@@ -94,6 +94,24 @@ def _add_comparing(actions: Any) -> None:
     )
     compare.add_argument("--device", default="cpu", help="default: cpu")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    measure = actions.add_parser(
+        "measure",
+        help="measure any scorers (published ones, a judge, OCR) against people's picks",
+        description="Accuracy of each scorer of a file on a split's picks, as of a reward model.",
+        epilog="example:\n  winsome reward measure configs/reward_server/published.yaml "
+        "snapshots/july",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measure.add_argument("config", type=Path, help="YAML file with scorers, as for serve")
+    measure.add_argument("snapshot", type=Path, help="folder of a snapshot")
+    measure.add_argument("--images", type=Path, help="its images, when it was cut without them")
+    measure.add_argument(
+        "--split", type=Split, choices=list(Split), default=Split.TEST, help="default: test"
+    )
+    measure.add_argument(
+        "--audit", type=int, metavar="N", help="also audit each for biases on N prompts"
+    )
+    measure.add_argument("--json", type=Path, metavar="FILE", help="write the reports there")
     curve = actions.add_parser(
         "curve",
         help="accuracy by how many picks were learned from",
@@ -152,6 +170,7 @@ def run(args: argparse.Namespace) -> int | None:
         "train": _train,
         "evaluate": _evaluate,
         "compare": _compare,
+        "measure": _measure,
         "curve": _curve,
         "designers": _designers,
         "splits": _splits,
@@ -231,6 +250,32 @@ def _compare(args: argparse.Namespace) -> None:
             f"{name:12} {row['first']:6.3f} {row['second']:6.3f}  {row['difference']:+10.3f}  "
             f"{interval:^16}  {row['num_pairs']:5}"
         )
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from annotate.settings import load_config
+    from rewards.scorers.config import RewardServerConfig
+
+    config = load_config(RewardServerConfig, args.config)
+    from annotate.records import load_snapshot
+    from rewards.against_people import audit_scorer, measure_scorer
+    from rewards.folder import write_json
+    from rewards.report_text import describe_audit, describe_report
+    from rewards.scorers.build import build_scorer
+
+    snapshot = load_snapshot(args.snapshot, images=args.images)
+    reports = []
+    for settings in config.scorers:
+        scorer = build_scorer(settings)
+        report = measure_scorer(scorer, snapshot, args.split)
+        print(f"{scorer.spec.name} {scorer.spec.version}")
+        print(describe_report(report))
+        if args.audit:
+            report["audit"] = audit_scorer(scorer, snapshot, args.split, args.audit)
+            print(describe_audit(report["audit"]))
+        reports.append(report)
+    if args.json:
+        write_json(args.json, reports)
 
 
 def _curve(args: argparse.Namespace) -> None:
