@@ -10,11 +10,13 @@ import torch
 from run_data import FirstChannel, dpo_config, grpo_config, losses, write_data
 
 from align.checkpoint import read_json
+from align.commands.contact import send_sheets
 from align.config import RolloutConfig
 from align.online import train_grpo
 from align.preflight import PreflightError
 from align.rollout import window_start
 from annotate.settings import ConfigError
+from annotate.store import PreferenceStore
 from rewards.base import Score, ScorerSpec, ScoringError
 from rewards.contact_sheets import read_sheets
 
@@ -85,6 +87,9 @@ def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, untraine
     (task,) = sheet.tasks
     assert list(task.rewards.values()) == sorted(task.rewards.values(), reverse=True)
     assert len(task.rewards) == len(list((folder / "images").iterdir())) == 4
+    with PreferenceStore.open(tmp_path / "studio") as store:
+        assert [found.tasks for found in send_sheets(store, config.output_dir, 1)] == [1]
+        assert store.tasks(kind="contact-sheet")[0].prompt_id == task.prompt_id
 
 
 def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, tmp_path):
