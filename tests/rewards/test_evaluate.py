@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotate.records import Prompt, Question, Snapshot
+from annotate.records import Candidate, Generation, Prompt, Question, Snapshot
 from rewards.agreement import (
     agreement_pairs,
     cluster_bootstrap,
@@ -162,6 +162,33 @@ def test_slices_tell_where_it_is_good():
     assert slices["category"]["poster"]["accuracy"] == 0.5
     assert slices["annotator"]["ada"]["num_pairs"] == 60
     assert "models" not in slices
+
+
+def test_pairs_of_one_model_and_of_two_and_of_each_margin_are_told_apart():
+    names = [f"q{index}" for index in range(20)]
+    sets = [judged(("ada", 2, 0), prompt=name) for name in names]
+    values = {}
+    for name in names:
+        values |= scores(1, 0, 9, prompt=name)  # wrong about 1 > 0 alone, by the least margin
+    generation = Generation(
+        model="m", model_sha256="a", seed="0", steps=4, guidance_scale=1.0, height=8, width=8,
+        dtype="float32", device="cpu",
+    )  # fmt: skip
+    other = generation.model_copy(update={"model_sha256": "b"})
+    candidates = tuple(
+        Candidate(id=f"{name}{place}", prompt_id=name, image_sha256="0", width=8, height=8,
+                  generation=other if place == 2 else generation)
+        for name in names
+        for place in range(3)
+    )  # fmt: skip
+    snapshot = Snapshot("0", Path(), tuple(s.prompt for s in sets), candidates, (), ())
+    slices = build_report(sets, values, ["detail"], snapshot=snapshot)["slices"]
+    assert slices["models"] == {
+        "different": {"accuracy": 1.0, "num_pairs": 40},
+        "same": {"accuracy": 0.0, "num_pairs": 20},
+    }
+    assert slices["margin"]["small"] == {"accuracy": 0.0, "num_pairs": 20}
+    assert slices["margin"]["middle"]["accuracy"] == 1.0
 
 
 def test_the_page_has_the_numbers_and_escapes_what_people_wrote(tmp_path):
