@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from annotate.records import Snapshot, Split
 from rewards.agreement import Scores, fit_temperature, scored_pairs
 from rewards.audit import audit_biases
-from rewards.base import RewardItem, Scorer, ScoringError, batch_places
+from rewards.base import RewardItem, Score, Scorer, ScoringError, batch_places
 from rewards.evaluate import build_report, validation_thresholds
 from rewards.images import open_candidate
 from rewards.judgements import CandidateSet, candidate_sets
@@ -30,7 +30,8 @@ def measure_scorer(
     not be log-odds: they are divided by a temperature fitted on the validation split for each
     question, where that has picks, and ``temperatures`` says which were; without, calibration and
     likelihood are those of the raw scores. Sets with an image to which the scorer does not apply
-    are left out and counted in ``num_not_applicable``.
+    are left out and counted in ``num_not_applicable``; ``truncated`` is the share of images whose
+    prompt the scorer could not read to its end.
 
     Raises:
         ValueError: the split has no picks that the scorer applies to.
@@ -42,7 +43,8 @@ def measure_scorer(
         part: [s for s in judged if s.prompt.split == part]
         for part in dict.fromkeys((Split.VALIDATION, split))
     }
-    scores = {part: _scores(scorer, snapshot, sets, asked) for part, sets in parts.items()}
+    given = {part: _score_all(scorer, snapshot, sets) for part, sets in parts.items()}
+    scores = {part: _by_question(of, asked) for part, of in given.items()}
     kept = {
         part: [s for s in sets if all(name in scores[part] for name in s.candidate_ids)]
         for part, sets in parts.items()
@@ -80,6 +82,7 @@ def measure_scorer(
         "snapshot_digest": snapshot.digest,
         "temperatures": temperatures,
         "num_not_applicable": len(parts[split]) - len(kept[split]),
+        "truncated": float(np.mean([score.truncated > 0 for score in given[split].values()])),
     }
 
 
@@ -92,14 +95,23 @@ def audit_scorer(
     return audit_biases(scorer, snapshot, [item for s in chosen for item in _items(snapshot, s)])
 
 
-def _scores(
-    scorer: Scorer, snapshot: Snapshot, sets: Sequence[CandidateSet], questions: Sequence[str]
-) -> Scores:
+def _by_question(given: Mapping[str, Score], questions: Sequence[str]) -> Scores:
     """By candidate and question; candidates that the scorer does not apply to are left out."""
+    return {
+        name: {question: score.components.get(question, score.value) for question in questions}
+        for name, score in given.items()
+        if score.value is not None
+    }
+
+
+def _score_all(
+    scorer: Scorer, snapshot: Snapshot, sets: Sequence[CandidateSet]
+) -> dict[str, Score]:
+    """By candidate."""
     # Sets of one prompt share candidates.
     places = {name: s for s in sets for name in s.candidate_ids}
     bare = [RewardItem(name, s.prompt.id, s.prompt.text) for name, s in places.items()]
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, Score] = {}
     for batch in batch_places(bare, BATCH, scorer.spec.groupwise):
         names = [bare[place].sample_id for place in batch]
         items = [_item(snapshot, places[name], name) for name in names]
@@ -109,10 +121,7 @@ def _scores(
                     f"scorer {scorer.spec.name!r} failed on sample {item.sample_id!r}: "
                     f"{score.error}"
                 )
-            if score.value is not None:
-                found[item.sample_id] = {
-                    question: score.components.get(question, score.value) for question in questions
-                }
+            found[item.sample_id] = score
     return found
 
 

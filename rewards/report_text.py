@@ -27,6 +27,12 @@ def describe_report(report: dict[str, Any]) -> str:
         f"{report['num_picks']} picks on {report['num_prompts']} held-out prompts "
         f"({report['held_out']}); mean over {json.dumps(_averaged(report))}"
     )
+    if report.get("num_not_applicable"):
+        lines.append(f"it does not apply to {report['num_not_applicable']} more sets")
+    if report.get("truncated"):
+        lines.append(
+            f"it read only the start of the prompt for {report['truncated']:.0%} of images"
+        )
     for pair, value in report.get("head_correlation", {}).items():
         if value >= HALO:
             lines.append(

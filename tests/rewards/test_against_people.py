@@ -112,5 +112,7 @@ def test_one_command_measures_and_audits_scorers(snapshot_folder, tmp_path, caps
     first, second = json.loads(out.read_text())
     assert [r["scorer"]["name"] for r in (first, second)] == ["pickscore", "laion_aesthetic"]
     assert 0 < first["accuracy"] < 1  # of random weights
+    assert (first["truncated"], second["truncated"]) == (1, 0)  # captions are longer than 24 bytes
+    assert said.count("it read only the start of the prompt for 100% of images") == 1
     # The aesthetic predictor reads no prompt.
     assert second["audit"]["jpeg 95"]["overall"]["shift"] != 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -238,6 +240,15 @@ def test_wrong_requests_are_refused_with_their_fault(server):
     with RewardServer(lambda: [Red()], ServerSettings(max_body_mib=0.001)) as small:
         small.wait_until_ready()
         assert call(small, "POST", "/v1/score", "x" * 2000)[0] == 413
+
+
+def test_the_service_fits_into_anybodys_environment():
+    program = """
+import sys, rewards.service.server, rewards.service.client
+print(sorted({"torch", "numpy", "transformers", "diffusers", "trl"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 # The contract: written down here, so that neither side changes it alone --------------------------
