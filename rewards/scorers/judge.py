@@ -192,6 +192,10 @@ class JudgeScorer:
             for criterion, odds in preference.log_odds.items():
                 wins[a][criterion].append(_sigmoid(odds))
                 wins[b][criterion].append(_sigmoid(-odds))
+        for members in groups.values():
+            for index in members if len(members) > 1 else ():
+                if index not in errors and not wins[index]:
+                    errors[index] = "no other image of its group could be read"
         return [
             Score(None, error=errors[index]) if index in errors else _rate(wins[index])
             for index in range(len(items))

@@ -101,6 +101,8 @@ def test_a_win_rate_is_the_mean_over_the_group(server):
     first, lost, last = judge.score([item(0), blind, item(255)])
     assert lost.error == "there is no image"
     assert (first.value, last.value) == pytest.approx((beats(0, 255), beats(255, 0)))
+    left, _ = judge.score([item(0), blind])
+    assert left.error == "no other image of its group could be read"
 
 
 def test_what_is_known_is_not_asked_again_but_by_other_settings(server, tmp_path):
