@@ -297,6 +297,11 @@ class GRPOConfig(TrainConfig):
             )
         if objective.advantage == "gdpo" and not (self.reward and self.reward.weights):
             raise ValueError("advantage 'gdpo' needs reward.weights, which name its rewards")
+        if self.rollout.shared_noise and not objective.trains_steps:
+            raise ValueError(
+                "rollout.shared_noise makes the images of a group alike where "
+                f"{objective.algorithm} draws without stochastic steps: set it to false"
+            )
         if objective.algorithm == "online_dpo" and self.updates_per_rollout > 1:
             raise ValueError(
                 "online_dpo has one pair a group and takes one update a rollout, got "

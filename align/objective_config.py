@@ -158,6 +158,9 @@ class RolloutConfig(Config):
     guidance_in_one_pass: bool = False
     """Compute the two conditionings of guidance as one batch of twice the size, not one after the
     other: faster where a card waits for launches, at twice the activations."""
+    shared_noise: bool = False
+    """All images of a group begin from one noise, and differ by the window's steps alone: the steps
+    before the window are computed once for the group. Cheaper, at less variety within a group."""
     batch_size: Positive = 64
     """Images drawn at once by one process."""
 

@@ -133,7 +133,12 @@ def workload_of(
     if isinstance(config, GRPOConfig):
         rollout, updates = config.rollout, config.updates_per_rollout
         images = config.prompts_per_step * config.group_size
-        passes = rollout.num_steps * (2 if rollout.guidance_scale > 1 else 1)
+        drawing = float(rollout.num_steps)
+        if rollout.shared_noise:  # what one image draws of the steps before the window, on average
+            first, end = rollout.window_bounds
+            before = first + (end - first - rollout.window) / 2
+            drawing -= before * (1 - 1 / config.group_size)
+        passes = drawing * (2 if rollout.guidance_scale > 1 else 1)
         objective = config.objective
         trained = rollout.window if objective.trains_steps else objective.draws
         if not objective.trains_steps or config.recompute_log_probs or rollout.guidance_scale > 1:
@@ -143,7 +148,7 @@ def workload_of(
             samples = 2 * config.prompts_per_step * trained
         tokens = shape.tokens(rollout.height, rollout.width, text_tokens)
         return Workload(
-            "grpo", shape, tokens, config, samples, micro, drawn=images * passes // updates
+            "grpo", shape, tokens, config, samples, micro, drawn=round(images * passes / updates)
         )
     data = config.data
     if data.height is not None and data.width is not None:

@@ -140,7 +140,8 @@ def _draw(
     if config.guidance_scale > 1:
         negative = features.conditioning([EMPTY_PROMPT] * len(ids))
     shape = policy.adapter.latent_shape(config.height, config.width)
-    noise = seeded_noise_batch(seed, ids, [0] * len(ids), shape).to(features.device)
+    begins = [g.id for g in groups for _ in range(g.size)] if config.shared_noise else ids
+    noise = seeded_noise_batch(seed, begins, [0] * len(ids), shape).to(features.device)
     if not window:
         latents = sample(
             policy.adapter,
@@ -169,6 +170,7 @@ def _draw(
         negative=negative,
         sde=config.sde,
         one_pass=config.guidance_in_one_pass,
+        shared=groups[0].size if config.shared_noise else 1,
     )
     return cond, trajectory
 

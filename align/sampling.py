@@ -119,6 +119,7 @@ def sample_sde(
     negative: Conditioning | None = None,
     sde: str = "flow",
     one_pass: bool = False,
+    shared: int = 1,
 ) -> Trajectory:
     """Draw with an SDE on the steps ``sde_steps`` (numbers from 0) and the ODE on the others.
 
@@ -132,6 +133,11 @@ def sample_sde(
         step_noise: Standard normal ``(S, B, C, h, w)``, one for each of ``sde_steps``.
         sde: Of `sde.SDE_KINDS`.
         one_pass: Of `guided_velocity`.
+        shared: So many consecutive samples begin alike: until the first stochastic step they are
+            one, and are computed once.
+
+    Raises:
+        ValueError: the steps are no steps, or samples that are to be shared differ.
     """
     steps = [*sde_steps]
     if not steps or steps != sorted({*steps}) or steps[0] < 0 or steps[-1] >= num_steps:
@@ -147,7 +153,13 @@ def sample_sde(
     sigmas = adapter.sigmas(num_steps, height, width).to(noise.device)
     recorded: list[tuple[Tensor, ...]] = []
     x_t = noise.float()
+    whole = (cond, negative)
+    if shared > 1:
+        x_t, cond, negative = _first_of_each(shared, x_t, cond, negative)
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        if shared > 1 and step == steps[0]:
+            x_t = x_t.repeat_interleave(shared, dim=0)
+            cond, negative = whole
         sigma_b, sigma_next_b = sigma.expand(len(x_t)), sigma_next.expand(len(x_t))
         velocity = guided_velocity(
             adapter, transformer, x_t, sigma_b, cond, guidance_scale, negative, one_pass
@@ -163,3 +175,19 @@ def sample_sde(
         x_t = x_next
     states = [torch.stack(column) for column in zip(*recorded, strict=True)]
     return Trajectory(x_t, *states)
+
+
+def _first_of_each(
+    shared: int, x_t: Tensor, cond: Conditioning, negative: Conditioning | None
+) -> tuple[Tensor, Conditioning, Conditioning | None]:
+    """The first of every ``shared`` samples, which stands for the others."""
+    if len(x_t) % shared:
+        raise ValueError(f"{len(x_t)} samples are no groups of {shared} that begin alike")
+    first = slice(None, None, shared)
+    for values in (x_t, cond.prompt_embeds):
+        if not torch.equal(values[first].repeat_interleave(shared, dim=0), values):
+            raise ValueError(
+                f"the steps before the first stochastic one are shared by every {shared} samples, "
+                "but these begin from other noise or another prompt"
+            )
+    return x_t[first], cond.select(first), None if negative is None else negative.select(first)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import QwenImageTransformer2DModel
 from run_data import FirstChannel, dpo_config, grpo_config, losses, write_data
 
 from align.checkpoint import read_json
 from align.commands.contact import send_sheets
 from align.config import RolloutConfig
 from align.online import train_grpo
+from align.plan import workload_of
 from align.preflight import PreflightError
 from align.rollout import window_start
 from annotate.settings import ConfigError
@@ -90,6 +92,37 @@ def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, untraine
     with PreferenceStore.open(tmp_path / "studio") as store:
         assert [found.tasks for found in send_sheets(store, config.output_dir, 1)] == [1]
         assert store.tasks(kind="contact-sheet")[0].prompt_id == task.prompt_id
+
+
+def test_a_group_of_one_noise_draws_its_first_steps_once(data, untrained_folder, tmp_path):
+    """Two groups of four, a window of the last two of four steps: 2 rows twice, then 8 twice."""
+    rollout = {"height": 32, "width": 32, "num_steps": 4, "window": 2, "window_range": (2, 4)}
+    rollout |= {"shared_noise": True}
+    settings = {"rollout": rollout, "max_steps": 1, "save_every": 0}
+    rows = []
+
+    def note(module, args, output):
+        if isinstance(module, QwenImageTransformer2DModel) and not torch.is_grad_enabled():
+            rows.append(len(output[0]))
+
+    config = grpo_config(data, untrained_folder, tmp_path / "run", **settings)
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    train_grpo(config, FirstChannel())
+    hook.remove()
+    assert rows[:4] == [2, 2, 8, 8]
+    assert losses(config.output_dir)[1]["ratio_mean"] == 1.0
+    drawn = workload_of(config).drawn
+    unshared = workload_of(
+        grpo_config(
+            data,
+            untrained_folder,
+            tmp_path,
+            **settings | {"rollout": {**rollout, "shared_noise": False}},
+        )
+    ).drawn
+    assert (drawn, unshared) == (2 * 2 + 8 * 2, 8 * 4)
+    with pytest.raises(ConfigError, match="shared_noise makes the images of a group alike"):
+        grpo_config(data, untrained_folder, tmp_path, **settings, objective={"algorithm": "nft"})
 
 
 def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, tmp_path):

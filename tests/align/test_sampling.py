@@ -97,6 +97,54 @@ def test_stochastic_steps_are_recorded_and_replay_exactly(adapter, cond, noise):
         )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_steps_before_the_window_are_computed_once_for_a_group(
+    adapter, transformer, cond, noise, guidance_scale
+):
+    """Fewer rows, and to the bit the states of a sample that is drawn alone."""
+    rows, count = [], 4
+    transformer.register_forward_hook(lambda module, args, out: rows.append(len(out[0])))
+    cond = cond.select([0] * count + [1] * count)
+    noise = noise[[0] * count + [1] * count]
+    negative = adapter.encode_prompts([" "]).select([0] * 2 * count)
+    generator = torch.Generator().manual_seed(0)
+    step_noise = torch.randn(2, *noise.shape, generator=generator)
+
+    def draw(which, shared):
+        rows.clear()
+        index = torch.tensor(which)
+        return sample_sde(
+            adapter,
+            transformer,
+            cond.select(index),
+            noise[index],
+            5,
+            noise_level=0.7,
+            sde_steps=[2, 3],
+            step_noise=step_noise[:, index],
+            guidance_scale=guidance_scale,
+            negative=negative.select(index),
+            shared=shared,
+        )
+
+    everyone = [*range(2 * count)]
+    drawn = draw(everyone, count)
+    passes = 2 if guidance_scale > 1 else 1
+    assert rows == [2] * 2 * passes + [2 * count] * 3 * passes
+    unshared = draw(everyone, 1)
+    assert rows == [2 * count] * 5 * passes
+    # One sample of each group: the batch that the shared steps are.
+    alone = draw([0, count], 1)
+    assert torch.equal(drawn.x_t[0], alone.x_t[0].repeat_interleave(count, dim=0))
+    torch.testing.assert_close(drawn.latents, unshared.latents, rtol=0, atol=1e-4)
+    assert not torch.equal(drawn.latents[0], drawn.latents[1])
+    with pytest.raises(ValueError, match="begin from other noise or another prompt"):
+        draw([0, count], 2)
+    with pytest.raises(ValueError, match="3 samples are no groups of 2"):
+        draw([0, 1, 2], 2)
+
+
 def test_without_noise_the_sde_is_the_ode(adapter, cond, noise):
     ode = sample(adapter, adapter.transformer, cond, noise, 5)
     sde = sample_sde(
