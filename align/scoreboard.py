@@ -14,7 +14,7 @@ image. Prompts are the clusters of every interval: the images of one prompt hang
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from html import escape
@@ -72,8 +72,7 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
             name: _scores(config.output_dir / "models" / name, prompts, rows, judge.scorer)
             for name, rows in drawn.items()
         }
-        every = [score for scores in of_models.values() for score in scores]
-        truncated[spec.name] = sum(score.truncated > 0 for score in every) / len(every)
+        truncated[spec.name] = _share_truncated(of_models)
         for part in ("", *spec.components):
             line = f"{spec.name}/{part}" if part else spec.name
             values[line] = {
@@ -95,10 +94,10 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
             for model in config.models
         },
         "scorers": {
-            j.scorer.spec.name: {
-                "version": j.scorer.spec.version,
+            (spec := j.scorer.spec).name: {
+                "version": spec.version,
                 "is_reward": j.is_reward,
-                "truncated": truncated[j.scorer.spec.name],
+                "truncated": truncated[spec.name],
             }
             for j in judges
         },
@@ -198,6 +197,12 @@ def _all_scores(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:
                 f"scorer {scorer.spec.name!r} failed on sample {item.sample_id!r}: {score.error}"
             )
     return scores
+
+
+def _share_truncated(of_models: Mapping[str, Sequence[Score]]) -> float:
+    """Of the images, those whose prompt the scorer could not read to its end."""
+    every = [score for scores in of_models.values() for score in scores]
+    return sum(score.truncated > 0 for score in every) / len(every)
 
 
 def _figures(

@@ -56,11 +56,7 @@ def measure_scorer(
         )
     temperatures: dict[str, float] = {}
     if split != Split.VALIDATION:
-        for question in asked:
-            pairs = scored_pairs(kept[Split.VALIDATION], scores[Split.VALIDATION])
-            margins = np.array([pair.margin for pair in pairs if pair.question == question])
-            if len(margins):
-                temperatures[question] = fit_temperature(margins)
+        temperatures = _temperatures(kept[Split.VALIDATION], scores[Split.VALIDATION], asked)
     scaled = {
         part: {
             name: {q: value / temperatures.get(q, 1.0) for q, value in row.items()}
@@ -84,6 +80,18 @@ def measure_scorer(
         "num_not_applicable": len(parts[split]) - len(kept[split]),
         "truncated": float(np.mean([score.truncated > 0 for score in given[split].values()])),
     }
+
+
+def _temperatures(
+    sets: Sequence[CandidateSet], scores: Scores, questions: Sequence[str]
+) -> dict[str, float]:
+    """By question, where the sets have pairs of it."""
+    pairs = scored_pairs(sets, scores)
+    margins = {
+        question: np.array([pair.margin for pair in pairs if pair.question == question])
+        for question in questions
+    }
+    return {name: fit_temperature(values) for name, values in margins.items() if len(values)}
 
 
 def audit_scorer(

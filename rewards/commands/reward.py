@@ -94,6 +94,10 @@ def _add_comparing(actions: Any) -> None:
     )
     compare.add_argument("--device", default="cpu", help="default: cpu")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    _add_measuring(actions)
+
+
+def _add_measuring(actions: Any) -> None:
     measure = actions.add_parser(
         "measure",
         help="measure any scorers (published ones, a judge, OCR) against people's picks",

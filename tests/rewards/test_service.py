@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from red_scorer import HEALTH, ITEMS, QUICK, Red, hasty, item, truth
 
 from rewards.base import RewardItem, Score, ScorerSpec
 from rewards.service.cache import ScoreCache, cache_key
@@ -28,49 +24,6 @@ from rewards.service.schema import (
     parse,
 )
 from rewards.service.server import RewardServer, ServerSettings
-
-
-class Red:
-    """Scores the red of the first pixel plus 1: no true value is ever 0."""
-
-    spec = ScorerSpec("red", "1", ("red",), frozenset({"image"}), "pixels")
-
-    def __init__(self):
-        self.calls = 0
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def score(self, items):
-        self.calls += 1
-        self.gate.wait()
-        if any(item.prompt == "explode" for item in items):
-            raise RuntimeError("out of memory")
-        return [truth(item) for item in items]
-
-
-def truth(item):
-    if item.prompt == "refuse":
-        return Score(None, error="no face found")
-    if item.prompt == "not mine":
-        return Score(None)
-    red = float(item.image.getpixel((0, 0))[0])
-    return Score(red + 1, {"red": red}, sigma=0.5, truncated=int(red) % 3)
-
-
-def item(index, prompt="p"):
-    image = Image.new("RGB", (9, 7), (index, 1, 2))
-    return RewardItem(f"s{index}", "g", prompt, image=image, metadata={"lang": "zh", "字": "春"})
-
-
-ITEMS = [item(index) for index in range(5)]
-QUICK = ClientSettings(deadline=5, backoff=0.01, batch_size=2)
-
-
-def hasty(url, deadline, **options):
-    """A client that waits this long for scores, and as long as it takes for the server's name."""
-    remote = RemoteScorer(url, settings=ClientSettings(**options))
-    remote.settings = replace(remote.settings, deadline=deadline)
-    return remote
 
 
 @pytest.fixture
@@ -273,19 +226,6 @@ RESPONSE = {
         }
     ],
 }
-HEALTH = {
-    "wire": 2,
-    "ready": True,
-    "scorers": [
-        {
-            "name": "red",
-            "version": "1",
-            "components": ["red"],
-            "backbone": "",
-            "groupwise": False,
-        }
-    ],
-}
 
 
 @pytest.mark.parametrize(
@@ -306,146 +246,3 @@ def test_no_other_thing_passes_for_a_number(value):
         parse(ScoreResponse, text.encode())
     with pytest.raises(SchemaError, match="a score with an error has no value"):
         parse(ScoreResponse, json.dumps(RESPONSE).replace('"error": null', '"error": "x"').encode())
-
-
-# The property: whatever a server does, a score is the true one or an error -----------------------
-
-
-class Misbehaving:
-    """A server that does the next thing of its script on each request, then behaves."""
-
-    def __init__(self):
-        self.script: list[str] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._lock = threading.Lock()
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._answer, args=[connection], daemon=True).start()
-
-    def close(self):
-        self._socket.close()
-
-    def _answer(self, connection):
-        with connection:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                part = connection.recv(65536)
-                if not part:
-                    return
-                head += part
-            head, _, body = head.partition(b"\r\n\r\n")
-            if head.startswith(b"GET"):
-                health = {**HEALTH, "scorers": [{**HEALTH["scorers"][0], "backbone": "pixels"}]}
-                return reply(connection, 200, json.dumps(health))
-            length = int(head.lower().split(b"content-length:")[1].split()[0])
-            while len(body) < length:
-                body += connection.recv(65536)
-            with self._lock:
-                deed = self.script.pop(0) if self.script else "behave"
-            request = parse(ScoreRequest, body)
-            scores = [
-                {"sample_id": each.sample_id, "value": truth(each.unpack()).value}
-                for each in request.items
-            ]
-            DEEDS[deed](connection, scores)
-
-
-def reply(connection, status, text, cut=None):
-    body = text.encode()
-    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    connection.sendall((head.encode() + body)[:cut])
-
-
-def respond(connection, scores, **changes):
-    tree = {"wire": 2, "scorer": "red", "version": "1", "scores": scores} | changes
-    reply(connection, 200, json.dumps(tree))
-
-
-def drip(connection, scores):
-    for _ in range(40):
-        connection.sendall(b"H")
-        time.sleep(0.02)
-
-
-DEEDS = {
-    "behave": respond,
-    "vanish": lambda c, s: None,
-    "hang": lambda c, s: time.sleep(0.8),
-    "drip": drip,
-    "cut": lambda c, s: reply(c, 200, json.dumps({"wire": 2}), cut=60),
-    "garbage": lambda c, s: c.sendall(b"\x00\x01garbage\r\n\r\n"),
-    "not json": lambda c, s: reply(c, 200, "<html>0</html>"),
-    "zero": lambda c, s: reply(c, 200, "0"),
-    "empty": lambda c, s: reply(c, 200, ""),
-    "nan": lambda c, s: reply(c, 200, '{"wire":2,"scorer":"red","version":"1","scores":[NaN]}'),
-    "overloaded": lambda c, s: reply(c, 429, '{"error": "busy"}'),
-    "500 with zeros": lambda c, s: reply(c, 500, json.dumps([0.0] * len(s))),
-    "unauthorised": lambda c, s: reply(c, 401, "{}"),
-    "no scores": lambda c, s: respond(c, []),
-    "too few": lambda c, s: respond(c, s[:-1]),
-    "other order": lambda c, s: respond(c, [*s[1:], {**s[0], "sample_id": "other"}]),
-    "other version": lambda c, s: respond(c, s, version="2"),
-    "no values": lambda c, s: respond(c, [{"sample_id": each["sample_id"]} for each in s]),
-    "zeros and errors": lambda c, s: respond(
-        c, [{**each, "value": 0.0, "error": "x"} for each in s]
-    ),
-    "errors": lambda c, s: respond(c, [{**each, "value": None, "error": "x"} for each in s]),
-}
-
-
-@pytest.fixture(scope="module")
-def misbehaving():
-    server = Misbehaving()
-    yield server
-    server.close()
-
-
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(script=st.lists(st.sampled_from(sorted(DEEDS)), max_size=6), attempts=st.integers(1, 3))
-def test_no_reward_is_ever_made_up(misbehaving, script, attempts):
-    misbehaving.script = []
-    remote = hasty(misbehaving.url, 0.3, attempts=attempts, backoff=0.005, batch_size=2)
-    misbehaving.script = list(script)
-    scores = remote.score(ITEMS)
-    assert len(scores) == len(ITEMS)
-    for each, score in zip(ITEMS, scores, strict=True):
-        if score.error is None:
-            assert score.value == truth(each).value
-        else:
-            assert score.value is None
-            assert not score.components
-
-
-@pytest.mark.parametrize("deed", sorted(set(DEEDS) - {"behave"}))
-def test_each_fault_is_told_apart_from_a_score(misbehaving, deed):
-    misbehaving.script = []
-    remote = hasty(misbehaving.url, 0.3, attempts=1)
-    misbehaving.script = [deed]
-    assert all(score.value is None and score.error for score in remote.score(ITEMS))
-
-
-@pytest.mark.parametrize("deed", ["vanish", "cut", "garbage", "overloaded", "500 with zeros"])
-def test_what_may_pass_is_tried_again(misbehaving, deed):
-    misbehaving.script = []
-    remote = RemoteScorer(misbehaving.url, settings=ClientSettings(attempts=3, backoff=0.01))
-    misbehaving.script = [deed, deed]
-    assert [score.value for score in remote.score(ITEMS)] == [truth(each).value for each in ITEMS]
-
-
-def test_a_killed_server_is_an_error(scorer):
-    settings = ClientSettings(attempts=2, backoff=0.01)
-    with RewardServer(lambda: [scorer]) as server:
-        server.wait_until_ready()
-        remote = RemoteScorer(server.url, settings=settings)
-    assert all("after 2 attempts" in str(score.error) for score in remote.score(ITEMS))
-    with pytest.raises(ServiceError, match="no answer after 2 attempts"):
-        RemoteScorer(server.url, settings=settings)
