@@ -86,13 +86,7 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
         "images_per_prompt": config.candidates,
         "seed": config.seed,
         "baseline": baseline,
-        "models": {
-            model.name: {
-                **model.model_dump(mode="json"),
-                "model_sha256": _sha256(drawn[model.name][0]),
-            }
-            for model in config.models
-        },
+        "models": _models(config, drawn),
         "scorers": {
             (spec := j.scorer.spec).name: {
                 "version": spec.version,
@@ -197,6 +191,17 @@ def _all_scores(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:
                 f"scorer {scorer.spec.name!r} failed on sample {item.sample_id!r}: {score.error}"
             )
     return scores
+
+
+def _models(config: EvalConfig, drawn: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
+    """By name, the settings of each model and the hash of its weights."""
+    return {
+        model.name: {
+            **model.model_dump(mode="json"),
+            "model_sha256": _sha256(drawn[model.name][0]),
+        }
+        for model in config.models
+    }
 
 
 def _share_truncated(of_models: Mapping[str, Sequence[Score]]) -> float:
