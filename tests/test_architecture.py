@@ -34,6 +34,11 @@ def test_the_import_contracts_hold():
         ("align/mmdit/flow.py", "import align.sampling", "inside align, the model room"),
         ("align/objectives/base.py", "import annotate.tables", "knows annotate by its records"),
         ("rewards/posters/designers.py", "import rewards.posters.ruler", "the ruler is read by"),
+        (
+            "rewards/posters/designers.py",
+            "import rewards.posters.edit_ruler",
+            "the ruler is read by",
+        ),
         ("rewards/posters/draw.py", "import torch", "the poster world needs"),
     ],
 )
