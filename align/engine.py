@@ -52,6 +52,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=False)
     if world > 1 and not torch.cuda.is_available():
         PartialState(cpu=True)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and world > 1:
+        announce_fsdp(config.mixed_precision)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
@@ -65,8 +67,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         load_models_whole()
-    elif os.environ.get("ACCELERATE_USE_FSDP") == "true" and world > 1:
-        announce_fsdp(accelerator)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

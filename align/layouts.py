@@ -7,6 +7,7 @@ them.
 | DeepSpeed ZeRO-2   | whole           | a part on each process      | AdamW, float32 masters    |
 | DeepSpeed ZeRO-3   | a part          | a part                      | AdamW, float32 masters    |
 | FSDP2              | a part (DTensor)| a part                      | AdamW on float32 weights  |
+| HSDP               | the same, the parts lie on each group of processes (a machine) once more  |
 
 The launcher chooses (`configs/accelerate/`); accelerate wraps the module; what is left to know is
 here.
@@ -15,6 +16,7 @@ here.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -176,6 +178,10 @@ class FullySharded(Replicated):
 
     The weights are float32, and so are AdamW's moments; with ``mixed_precision: bf16`` they are
     gathered, and computed with, in bfloat16. Checkpoints are those of torch.distributed.checkpoint.
+
+    A launch with ``dp_replicate_size`` above 1 is hybrid (HSDP): the parts are spread over
+    ``dp_shard_size`` processes, which gather among themselves, and gradients are averaged over the
+    groups.
     """
 
     shards_weights = True
@@ -184,6 +190,9 @@ class FullySharded(Replicated):
 
     @property
     def name(self) -> str:
+        sizes = self.accelerator.parallelism_config
+        if sizes is not None and sizes.dp_replicate_enabled:
+            return f"hsdp-{sizes.dp_replicate_size}x{sizes.dp_shard_size}"
         return f"fsdp2-{self.accelerator.num_processes}"
 
     def check(self, config: OptimizerConfig) -> None:
@@ -271,21 +280,32 @@ def choose_layout(accelerator: Accelerator) -> Replicated:
     return Replicated(accelerator)
 
 
-def announce_fsdp(accelerator: Accelerator) -> None:
+def announce_fsdp(mixed_precision: str) -> None:
     """Let accelerate know of the launch's FSDP where it does not see it by itself: on a CPU, and in
-    the second run of a process."""
+    the second run of a process. Before the `Accelerator` is made, which lays out HSDP's mesh."""
     from accelerate import PartialState
+    from accelerate.parallelism_config import ParallelismConfig
     from accelerate.state import AcceleratorState
-    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils import FullyShardedDataParallelPlugin, TorchDynamoPlugin
 
-    if getattr(AcceleratorState(), "fsdp_plugin", None) is not None:
-        return
     plugin = FullyShardedDataParallelPlugin()
-    if accelerator.mixed_precision != "no":
-        plugin.set_mixed_precision(accelerator.mixed_precision)
-    AcceleratorState().fsdp_plugin = plugin
-    for state in (AcceleratorState, PartialState):
-        state._shared_state["distributed_type"] = DistributedType.FSDP
+    sizes = None
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") == "true":
+        sizes = ParallelismConfig()
+    state = AcceleratorState(
+        mixed_precision=mixed_precision,
+        dynamo_plugin=TorchDynamoPlugin(),
+        fsdp_plugin=plugin,
+        parallelism_config=sizes,
+        _from_accelerator=True,
+    )
+    if getattr(state, "fsdp_plugin", None) is not None:
+        return
+    if mixed_precision != "no":
+        plugin.set_mixed_precision(mixed_precision)
+    state.fsdp_plugin = plugin
+    for shared in (AcceleratorState, PartialState):
+        shared._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def load_models_whole() -> None:

@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 GIB = 2**30
-Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
-SHARDS_WEIGHTS = ("zero3", "fsdp2")
+Sharding = Literal["none", "zero2", "zero3", "fsdp2", "hsdp"]
+SHARDS_WEIGHTS = ("zero3", "fsdp2", "hsdp")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ ASSUMPTIONS = (
     f"{WORKSPACE // GIB} GiB for the CUDA context, workspaces and fragmentation",
     "images and prompts are encoded beforehand; validation, decoding and rewards are not counted",
     "collectives overlap with computing; a step takes the longer of the two",
-    f"between machines of {GPUS_A_MACHINE}: {MACHINE_GB_PER_S:.0f} GB/s each",
+    f"between machines of {GPUS_A_MACHINE}: {MACHINE_GB_PER_S:.0f} GB/s each; hsdp shards inside a "
+    "machine",
 )
 
 
@@ -235,7 +236,7 @@ def make_plan(workload: Workload, gpu: Gpu, count: int, sharding: Sharding | Non
     micro = min(workload.micro_samples or share, share)
     seconds, useful = _compute(workload, gpu, share)
     drawing, drawn_useful = _drawing(workload, gpu, -(-workload.drawn // count))
-    shards = count if sharding != "none" else 1
+    shards = _shards(count, sharding)
     moved = 2 * sum(_state(workload, sharding).values()) * workload.trained / shards
     return Plan(
         workload=workload,
@@ -251,21 +252,34 @@ def make_plan(workload: Workload, gpu: Gpu, count: int, sharding: Sharding | Non
     )
 
 
-def scaling_curve(workload: Workload, gpu: Gpu, count: int, up_to: int = 128) -> Iterator[Plan]:
+def scaling_curve(
+    workload: Workload,
+    gpu: Gpu,
+    count: int,
+    sharding: Sharding | None = None,
+    up_to: int = 128,
+) -> Iterator[Plan]:
     """Plans of 1, 2, 4 ... times ``count`` GPUs, each with as many samples a GPU."""
     times = 1
     while count * times <= up_to:
         grown = replace(workload, samples=workload.samples * times, drawn=workload.drawn * times)
-        yield make_plan(grown, gpu, count * times)
+        yield make_plan(grown, gpu, count * times, sharding)
         times *= 2
 
 
 # Parts --------------------------------------------------------------------------------------------
 
 
+def _shards(count: int, sharding: Sharding) -> int:
+    """Parts that the states are cut into."""
+    if sharding == "hsdp":
+        return min(count, GPUS_A_MACHINE)
+    return 1 if sharding == "none" else count
+
+
 def _state(workload: Workload, sharding: Sharding) -> dict[str, float]:
     """Bytes of one trained parameter by part."""
-    if sharding == "fsdp2":  # float32 weights, gathered in bfloat16
+    if sharding in ("fsdp2", "hsdp"):  # float32 weights, gathered in bfloat16
         return {"weights": 4.0, "gradients": 4.0, "moments": 8.0}
     if sharding != "none":  # DeepSpeed's bf16: masters of its own
         return {"weights": 2.0, "gradients": 2.0, "master": 4.0, "moments": 8.0}
@@ -283,20 +297,20 @@ def _memory(workload: Workload, count: int, sharding: Sharding, micro: int) -> d
         "zero2": ("gradients", "master", "moments"),
         "zero3": ("weights", "gradients", "master", "moments"),
         "fsdp2": ("weights", "gradients", "moments"),
+        "hsdp": ("weights", "gradients", "moments"),
     }[sharding]
+    shards = _shards(count, sharding)
     parts = {
-        name: each * workload.trained / (count if name in sharded else 1)
+        name: each * workload.trained / (shards if name in sharded else 1)
         for name, each in _state(workload, sharding).items()
         if each
     }
-    parts_of_weights = count if sharding in SHARDS_WEIGHTS else 1
+    parts_of_weights = shards if sharding in SHARDS_WEIGHTS else 1
     parts["frozen weights"] = frozen * size / parts_of_weights
     if workload.is_live_reference and config.lora is None:
         parts["reference"] = shape.parameters * parts["weights"] / workload.trained
     if config.ema is not None:
-        parts["moving average"] = (
-            4.0 * workload.trained / (count if sharding in SHARDS_WEIGHTS else 1)
-        )
+        parts["moving average"] = 4.0 * workload.trained / parts_of_weights
     parts["activations"] = micro * shape.peak_bytes(
         workload.tokens, workload.recompute, workload.element_size
     )
@@ -347,7 +361,8 @@ def _communication(
     workload: Workload, gpu: Gpu, count: int, sharding: Sharding, micro_batches: int
 ) -> float:
     """Seconds of a step's collectives: ZeRO-3 and FSDP2 gather twice and reduce once a micro-batch,
-    ZeRO-2 once a step; without sharding the gradients are reduced once a step."""
+    ZeRO-2 once a step; without sharding the gradients are reduced once a step. HSDP does as FSDP2
+    inside a machine, and averages each micro-batch's gradients over the machines."""
     if count == 1:
         return 0.0
     whole = 2.0 * workload.shape.parameters
@@ -356,6 +371,9 @@ def _communication(
     inside = min(count, GPUS_A_MACHINE)
     machines = -(-count // GPUS_A_MACHINE)
     seconds = moved * (inside - 1) / inside / (gpu.bus_gb_per_s * 1e9)
+    if sharding == "hsdp":
+        averaged = 2 * whole * (machines - 1) / machines / (MACHINE_GB_PER_S * 1e9)
+        return times * seconds + micro_batches * averaged
     if machines > 1:
         seconds = max(seconds, moved * (count - 1) / count / (MACHINE_GB_PER_S * 1e9))
     return times * seconds

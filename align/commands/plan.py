@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=1, help="GPUs (default: 1)")
     parser.add_argument(
         "--sharding",
-        choices=("none", "zero2", "zero3", "fsdp2"),
+        choices=("none", "zero2", "zero3", "fsdp2", "hsdp"),
         help="default: zero3 for all parameters on several GPUs",
     )
     parser.add_argument("--kind", choices=tuple(KINDS), help="default: told from the file")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         print(refusal(plan, lambda rung: plan_with(rung, args.count), lambda n: plan_with((), n)))
         return 1
     if args.curve:
-        print(curve(list(scaling_curve(plan.workload, gpu, args.count))))
+        print(curve(list(scaling_curve(plan.workload, gpu, args.count, args.sharding))))
     return 0
 
 

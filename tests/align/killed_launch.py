@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from killed_run import kill_in_step
+from launched_runs import note_held
 from run_data import sft_config
 
 from align.cli import leave
@@ -21,5 +22,6 @@ if __name__ == "__main__":
     data, model, out = map(Path, sys.argv[1:4])
     if os.environ["RANK"] == "1" and int(sys.argv[4]):
         kill_in_step(int(sys.argv[4]))
+    note_held(out.parent)
     train_sft(sft_config(data, model, out, **SETTINGS))
     leave()

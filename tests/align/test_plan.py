@@ -191,6 +191,19 @@ def test_fsdp2_shards_as_many_bytes_as_zero3(capsys):
     assert "fsdp2" in capsys.readouterr().out
 
 
+def test_hsdp_shards_inside_a_machine_and_reduces_over_machines():
+    work = plan(count=16).workload
+    inside, flat = (make_plan(work, GPUS["h800-80gb"], 16, kind) for kind in ("hsdp", "fsdp2"))
+    assert inside.memory["moments"] == 2 * flat.memory["moments"]
+    # Three collectives of 40.9 GB over NVLink, and 40.9 GB there and back between two machines.
+    micro = work.samples // 16 // (work.micro_samples or 1)
+    whole = 2 * work.shape.parameters
+    expected = micro * (3 * whole * 7 / 8 / 165e9 + 2 * whole / 2 / 340e9)
+    assert inside.communication_seconds == pytest.approx(expected)
+    one = make_plan(work, GPUS["h800-80gb"], 8, "hsdp")
+    assert one.memory == make_plan(work, GPUS["h800-80gb"], 8, "fsdp2").memory
+
+
 @pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
 def test_each_kind_is_told_from_its_file_and_planned(kind, capsys):
     path = configs_folder() / f"{kind}/qwen_image_lora.yaml"
