@@ -27,11 +27,16 @@ ROWS_AT_ONCE = 64
 def pair_rows(
     snapshot: Snapshot, pairs: Iterable[PreferencePair], image: Callable[[str], Any]
 ) -> Iterator[Row]:
-    """A row for each pair; ``image`` turns a candidate's id into what stands for it."""
+    """A row for each pair; ``image`` turns a candidate's id into what stands for it.
+
+    Where the prompt asks to edit a picture, ``source_image`` is that picture's SHA-256.
+    """
     for pair in pairs:
         prompt = snapshot.prompt_of[pair.prompt_id]
+        source = prompt.source_image
         yield {
             "prompt": prompt.text,
+            **({} if source is None else {"source_image": source}),
             "chosen": image(pair.chosen_id),
             "rejected": image(pair.rejected_id),
             "weight": pair.weight,
@@ -50,10 +55,12 @@ def export_jsonl(snapshot: Snapshot, pairs: list[PreferencePair], path: Path) ->
 
 
 def export_parquet(snapshot: Snapshot, pairs: list[PreferencePair], path: Path) -> int:
-    """One pair a row, images as paths relative to the file."""
+    """One pair a row, images as paths relative to the file; ``source_image`` where one has it."""
     import pyarrow
 
     text = ("prompt", "chosen", "rejected", "split", "question", "annotator", "pick_id")
+    if any(prompt.source_image for prompt in snapshot.prompts):
+        text = (*text, "source_image")
     schema = pyarrow.schema([*((n, pyarrow.string()) for n in text), ("weight", pyarrow.float64())])
     return _write_parquet(path, schema, pair_rows(snapshot, pairs, _relative(snapshot, path)))
 

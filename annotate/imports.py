@@ -60,18 +60,19 @@ def read_records(path: Path, record: type[R]) -> list[R]:
 
 
 def import_folder(store: PreferenceStore, folder: Path) -> Imported:
-    """Take in ``prompts.jsonl``, and ``candidates.jsonl`` with ``images/``, where they are there.
+    """Take in ``prompts.jsonl``, and ``candidates.jsonl``, where they are there, with ``images/``.
 
     Such folders come from ``winsome generate``; the content of a snapshot can be taken in too.
     """
     prompts, candidates = folder / "prompts.jsonl", folder / "candidates.jsonl"
     if not (prompts.is_file() or candidates.is_file()):
         raise FileNotFoundError(f"{folder} has neither {prompts.name} nor {candidates.name}")
-    added = store.add_prompts(read_records(prompts, Prompt)) if prompts.is_file() else 0
+    images = folder / "images"
+    added = store.add_prompts(read_records(prompts, Prompt), images) if prompts.is_file() else 0
     if not candidates.is_file():
         return Imported(prompts=added)
     records = read_records(candidates, Candidate)
-    return Imported(added, store.add_candidates(records, folder / "images"))
+    return Imported(added, store.add_candidates(records, images))
 
 
 def import_rankings(

@@ -5,27 +5,37 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from annotate.images import png_of
 from annotate.schema import Prompt, Split, language
 from annotate.store.errors import StoreError
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 Row = tuple[int, Mapping[str, Any]]
 """(number for messages, columns)."""
 
 
-def read_prompts(path: Path, split: Split | str = Split.TRAIN) -> list[Prompt]:
+def read_prompts(
+    path: Path, split: Split | str = Split.TRAIN, images: dict[str, bytes] | None = None
+) -> list[Prompt]:
     """The prompts of ``path``, by its suffix: one a line (.txt), or one a row.
 
     A row has its text in a column ``text``, ``prompt`` or ``caption``, and may have ``id``,
-    ``lang``, ``category`` and ``split``; all other columns become the prompt's metadata. Without an
+    ``lang``, ``category``, ``split`` and ``source_image``, the picture that the text asks to edit:
+    a file, relative to ``path``, or the SHA-256 of an image that the store has. All other columns
+    become the prompt's metadata. Without an
     id, a prompt gets one from its text; without a language, ``zh`` where it has Han characters and
     else ``en``; without a split, ``split``. Empty lines and the same prompt again are passed over.
+
+    Args:
+        images: takes the source pictures, as PNG by their SHA-256.
 
     Raises:
         StoreError: a row is wrong; the message names the file and the row.
@@ -37,8 +47,8 @@ def read_prompts(path: Path, split: Split | str = Split.TRAIN) -> list[Prompt]:
     try:
         for number, row in READERS[path.suffix](path):
             try:
-                prompt = _prompt(row, Split(split))
-            except (ValidationError, ValueError) as error:
+                prompt = _prompt(row, Split(split), path.parent, {} if images is None else images)
+            except (FileNotFoundError, ValidationError, ValueError) as error:
                 raise StoreError(f"{path}, row {number}: {error}") from error
             if prompt is None:
                 continue
@@ -53,12 +63,28 @@ def read_prompts(path: Path, split: Split | str = Split.TRAIN) -> list[Prompt]:
     return [prompt for _, prompt in found.values()]
 
 
-def prompt_id(text: str) -> str:
-    """The id of a prompt that came without one."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def prompt_id(text: str, source_image: str | None = None) -> str:
+    """The id of a prompt that came without one: one text may ask to edit many pictures."""
+    key = text if source_image is None else f"{text}\0{source_image}"
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _prompt(row: Mapping[str, Any], split: Split) -> Prompt | None:
+def _source_image(given: str, folder: Path, images: dict[str, bytes]) -> str:
+    """The SHA-256 of the picture as the PNG that a store keeps."""
+    if _SHA256.fullmatch(given):
+        return given
+    file = folder / given
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no source image {file}")
+    data, _ = png_of(file.read_bytes(), str(file))
+    sha256 = hashlib.sha256(data).hexdigest()
+    images[sha256] = data
+    return sha256
+
+
+def _prompt(
+    row: Mapping[str, Any], split: Split, folder: Path, images: dict[str, bytes]
+) -> Prompt | None:
     values = {key: value for key, value in row.items() if value not in (None, "")}
     column = next((name for name in TEXT_COLUMNS if name in row), None)
     if column is None:
@@ -70,13 +96,16 @@ def _prompt(row: Mapping[str, Any], split: Split) -> Prompt | None:
     if not text:
         return None
     metadata = _metadata(values.pop("metadata", None))
+    given = values.pop("source_image", None)
+    source = None if given is None else _source_image(str(given), folder, images)
     own = {name: str(values.pop(name)) for name in ("id", "lang", "category") if name in values}
     return Prompt.model_validate(
         {
-            "id": prompt_id(text),
+            "id": prompt_id(text, source),
             "text": text,
             "lang": language(text),
             "split": values.pop("split", split),
+            "source_image": source,
             "metadata": {**metadata, **values},
             **own,
         }

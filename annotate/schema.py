@@ -71,6 +71,8 @@ class Prompt(Record):
     """BCP 47 tag, e.g. ``en`` or ``zh``."""
     category: str = ""
     split: Split = Split.TRAIN
+    source_image: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the PNG file that ``text`` asks to edit; None where it asks for a new picture."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Free structured data, e.g. the specification a poster caption was made from."""
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -50,6 +50,7 @@ RECORD_FILES: dict[str, type[Record]] = {
 }
 # Left out where they say nothing, so that what was cut before they came keeps its digest.
 LATER_FIELDS: dict[type[Record], tuple[str, ...]] = {
+    Prompt: ("source_image",),
     Task: ("reference",),
     Pick: ("reasons", "regions", "marks"),
 }
@@ -166,13 +167,14 @@ class Snapshot:
         """
         path = self.image_path(candidate)
         data = path.read_bytes()
-        _check_image(path, candidate, data)
+        _check_image(path, candidate.image_sha256, f"candidate {candidate.id!r}", data)
         return data
 
     def verify_images(self) -> None:
         """Read every image and compare its hash; SnapshotError names the first that differs."""
-        for candidate in self.candidates:
-            self.read_image(candidate)
+        for sha256, owner in _images_of(self.prompts, self.candidates).items():
+            path = self.image_path(sha256)
+            _check_image(path, sha256, owner, path.read_bytes())
 
 
 def cut_snapshot(
@@ -202,7 +204,7 @@ def cut_snapshot(
     """
     folder = Path(folder)
     content = store.labelled(questions, kinds, splits)
-    _, candidates, _, picks = content
+    prompts, candidates, _, picks = content
     spec = {
         "questions": _sorted_values(questions),
         "kinds": _sorted_values(kinds),
@@ -230,7 +232,8 @@ def cut_snapshot(
     }
     files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
     if not _is_snapshot(folder, manifest["digest"], with_images):
-        _write_folder(folder, files, candidates if with_images else [], store)
+        images = _images_of(prompts, candidates) if with_images else {}
+        _write_folder(folder, files, images, store)
     judged = {pick.task_id for pick in picks}
     store.add_snapshot(manifest["digest"], str(folder.resolve()), manifest["counts"], judged)
     return load_snapshot(folder, images=store.images.location)
@@ -371,7 +374,7 @@ def _is_snapshot(folder: Path, digest: str, with_images: bool) -> bool:
 def _write_folder(
     folder: Path,
     contents: dict[str, bytes],
-    candidates: Iterable[Candidate],
+    images: Mapping[str, str],
     store: PreferenceStore,
 ) -> None:
     """Write all files beside ``folder``, then rename: readers see a whole snapshot or none."""
@@ -381,15 +384,13 @@ def _write_folder(
     try:
         for name, data in contents.items():
             _write_file(partial / name, data)
-        for candidate in candidates:
-            source = store.image_path(candidate.image_sha256)
+        for sha256, owner in images.items():
+            source = store.image_path(sha256)
             target = partial / IMAGES / source.name
-            if target.exists():
-                continue
             if not source.is_file():
-                raise SnapshotError(f"the store lacks the image of candidate {candidate.id!r}")
+                raise SnapshotError(f"the store lacks the image of {owner}")
             data = source.read_bytes()
-            _check_image(source, candidate, data)
+            _check_image(source, sha256, owner, data)
             target.parent.mkdir(exist_ok=True)
             _write_file(target, data)
         if folder.exists():
@@ -407,10 +408,15 @@ def _write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _check_image(path: Path, candidate: Candidate, data: bytes) -> None:
+def _images_of(prompts: Iterable[Prompt], candidates: Iterable[Candidate]) -> dict[str, str]:
+    """Every image by its SHA-256, and whose it is, in words."""
+    sources = {p.source_image: f"prompt {p.id!r}" for p in prompts if p.source_image is not None}
+    return sources | {c.image_sha256: f"candidate {c.id!r}" for c in candidates}
+
+
+def _check_image(path: Path, sha256: str, owner: str, data: bytes) -> None:
     found = hashlib.sha256(data).hexdigest()
-    if found != candidate.image_sha256:
+    if found != sha256:
         raise SnapshotError(
-            f"the image {path} of candidate {candidate.id!r} is damaged: its SHA-256 is {found}, "
-            f"expected {candidate.image_sha256}"
+            f"the image {path} of {owner} is damaged: its SHA-256 is {found}, expected {sha256}"
         )

@@ -93,6 +93,8 @@ class PromptRow(Base):
     lang: Mapped[str]
     category: Mapped[str] = mapped_column(index=True)
     split: Mapped[str]
+    source_image: Mapped[str | None]
+    """SHA-256 of the picture that the text asks to edit."""
     metadata_json: Mapped[dict[str, Any]] = mapped_column("metadata", ExactJSON)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
 

@@ -169,7 +169,9 @@ def _import(args: argparse.Namespace, store: PreferenceStore) -> None:
         from annotate.imports import Imported
         from annotate.prompt_files import read_prompts
 
-        done = Imported(prompts=store.add_prompts(read_prompts(args.source, args.split)))
+        images: dict[str, bytes] = {}
+        prompts = read_prompts(args.source, args.split, images)
+        done = Imported(prompts=store.add_prompts(prompts, images))
     elif chosen == "images":
         from annotate.foreign import import_image_folder
 

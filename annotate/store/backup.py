@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from annotate.migrations import current_revision
 from annotate.store.engine import StoreBase
 from annotate.store.errors import StoreError
-from annotate.tables import Base, CandidateRow, SettingRow, UserRow
+from annotate.tables import Base, CandidateRow, PromptRow, SettingRow, UserRow
 
 if TYPE_CHECKING:
     from annotate.store import PreferenceStore
@@ -56,7 +56,7 @@ class BackupStore(StoreBase):
         """What is wrong in the database and with the images; [] when nothing is."""
         with self._read() as session:
             faults = list(_broken_references(session)) if self.is_sqlite else []
-            hashes = session.scalars(select(CandidateRow.image_sha256).distinct()).all()
+            hashes = _image_hashes(session)
         for sha256 in sorted(hashes):
             data = self._stored_image(sha256)
             if data is None:
@@ -95,7 +95,7 @@ class BackupStore(StoreBase):
             for table in Base.metadata.sorted_tables:
                 path = folder / f"{table.name}.jsonl"
                 rows[table.name], files[path.name] = _dump(session, table, path)
-            hashes = session.scalars(select(CandidateRow.image_sha256).distinct()).all()
+            hashes = _image_hashes(session)
         (folder / IMAGES).mkdir()
         for sha256 in hashes:
             source = self.image_path(sha256)
@@ -257,6 +257,15 @@ def _advance_sequences(session: Session) -> None:
                 newest = session.scalar(select(func.max(column)))
                 if newest is not None:
                     session.execute(text("SELECT setval(:name, :to)"), {"name": name, "to": newest})
+
+
+def _image_hashes(session: Session) -> set[str]:
+    """The SHA-256 of every image that a row names."""
+    sources = session.scalars(select(PromptRow.source_image).distinct())
+    return {
+        *session.scalars(select(CandidateRow.image_sha256).distinct()),
+        *(sha256 for sha256 in sources if sha256 is not None),
+    }
 
 
 def _broken_references(session: Session) -> Iterator[str]:

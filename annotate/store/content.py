@@ -23,15 +23,24 @@ ImageSource = str | Path | Mapping[str, str | Path | bytes]
 class ContentStore(StoreBase):
     """The part of a store that holds what is judged. Adding the same again changes nothing."""
 
-    def add_prompts(self, prompts: Iterable[Prompt]) -> int:
-        """Add prompts; returns how many were new.
+    def add_prompts(self, prompts: Iterable[Prompt], images: ImageSource | None = None) -> int:
+        """Add prompts, and take in the source pictures of those that ask for an edit.
+
+        Args:
+            images: where the source pictures are, as `add_candidates` takes them; one that the
+                store has already need not be there.
+
+        Returns:
+            How many prompts were new.
 
         Raises:
             ConflictError: an id is there already with other content; nothing is imported.
+            StoreError: a source picture is missing, corrupt, or not what its prompt says.
         """
         wanted = _by_id(prompts)
         for prompt in wanted.values():
             _check_text(prompt)
+        self._take_sources(wanted.values(), {} if images is None else images)
         with self._write() as session:
             new = _without_known(wanted, _load_prompts(session, wanted))
             insert_rows(session, PromptRow, [_prompt_values(prompt) for prompt in new])
@@ -89,18 +98,32 @@ class ContentStore(StoreBase):
                 key=lambda record: record.id,
             )
 
+    def _take_sources(self, prompts: Iterable[Prompt], images: ImageSource) -> None:
+        named = {p.source_image: p.id for p in prompts if p.source_image is not None}
+        for sha256, prompt_id in named.items():
+            try:
+                if self._stored_image(sha256) is None:
+                    self._take_picture(sha256, images)
+            except StoreError as error:
+                raise StoreError(f"source image of prompt {prompt_id!r}: {error}") from error
+
+    def _take_picture(self, sha256: str, images: ImageSource) -> tuple[int, int]:
+        """Verify an image and keep it under its hash; returns (width, height)."""
+        data = _image_bytes(sha256, images)
+        found = sha256_of(data)
+        if found != sha256:
+            raise StoreError(f"the image's SHA-256 is {found}, expected {sha256}")
+        size = png_size(data)
+        self._keep_image(sha256, data)
+        return size
+
     def _take_image(
         self, candidate: Candidate, images: ImageSource, checked: dict[str, tuple[int, int]]
     ) -> None:
         """Verify the candidate's image and keep it under its hash."""
         sha256 = candidate.image_sha256
         if sha256 not in checked:
-            data = _image_bytes(sha256, images)
-            found = sha256_of(data)
-            if found != sha256:
-                raise StoreError(f"the image's SHA-256 is {found}, expected {sha256}")
-            checked[sha256] = png_size(data)
-            self._keep_image(sha256, data)
+            checked[sha256] = self._take_picture(sha256, images)
         if checked[sha256] != (candidate.width, candidate.height):
             width, height = checked[sha256]
             raise StoreError(
@@ -122,6 +145,7 @@ def prompt_record(row: PromptRow) -> Prompt:
         lang=row.lang,
         category=row.category,
         split=Split(row.split),
+        source_image=row.source_image,
         metadata=row.metadata_json,
     )
 

@@ -17,7 +17,7 @@ class HistoryStore(WorkStore):
     """The part of a store that shows annotators their own work."""
 
     def peek(self, user_id: int, now: datetime | None = None) -> tuple[str, ...]:
-        """Media tokens of the task that the next claim gives; () for none.
+        """Media tokens of the task that the next claim gives, a source last; () for none.
 
         A browser loads its images ahead. The task is kept for this user for the time of a lease,
         and goes to another only when nothing else is left for them. It may be a hidden check: what
@@ -29,9 +29,12 @@ class HistoryStore(WorkStore):
             task_id = self._look_ahead(session, user_id, now)
             if task_id is None:
                 return ()
-            shown = session.get_one(TaskRow, task_id).n_candidates
+            task = session.get_one(TaskRow, task_id)
+            source = session.get_one(PromptRow, task.prompt_id).source_image
+            shown = task.n_candidates
         order = display_order(self._secret, task_id, user_id, shown)
-        return tuple(self._shown_token(user_id, task_id, ordinal) for ordinal in order)
+        tokens = [self._shown_token(user_id, task_id, ordinal) for ordinal in order]
+        return (*tokens, *([] if source is None else [self._source_token(user_id, task_id)]))
 
     def history(self, user_id: int, limit: int = 50, before: int | None = None) -> list[OwnPick]:
         """The user's own current answers, newest first; ``before`` is the last one's number."""

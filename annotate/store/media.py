@@ -7,14 +7,15 @@ import binascii
 import hashlib
 import hmac
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from annotate.assignment import keyed_digest
 from annotate.store.engine import StoreBase
 from annotate.store.errors import NotFoundError, StoreError
 from annotate.store.models import User
-from annotate.tables import CandidateRow, TaskCandidateRow, UserRow
+from annotate.tables import CandidateRow, PromptRow, TaskCandidateRow, TaskRow, UserRow
 
 _MAC_BYTES = 16
 
@@ -38,8 +39,14 @@ class MediaStore(StoreBase):
         """
         refused = NotFoundError("there is no such image for this user", code="no_image")
         kind, _, name = self._unseal(user_id, token, refused).partition(":")
-        query = select(CandidateRow.image_sha256)
-        if kind in ("candidate", "example"):
+        query: Select[Any] = select(CandidateRow.image_sha256)
+        if kind == "source":
+            query = (
+                select(PromptRow.source_image)
+                .join(TaskRow, TaskRow.prompt_id == PromptRow.id)
+                .where(TaskRow.id == name)
+            )
+        elif kind in ("candidate", "example"):
             query = query.where(CandidateRow.id == name)
         else:
             task_id, _, ordinal = name.partition(":")
@@ -75,6 +82,8 @@ class MediaStore(StoreBase):
         """
         refused = NotFoundError("there is no such image for this user", code="no_image")
         kind, _, name = self._unseal(user_id, token, refused).partition(":")
+        if kind == "source":
+            raise refused
         if kind != "shown":
             return name
         task_id, _, ordinal = name.partition(":")
@@ -89,6 +98,10 @@ class MediaStore(StoreBase):
 
     def _shown_token(self, user_id: int, task_id: str, ordinal: int) -> str:
         return self._seal(user_id, f"shown:{task_id}:{ordinal}")
+
+    def _source_token(self, user_id: int, task_id: str) -> str:
+        """A token for the picture that the task's candidates edit."""
+        return self._seal(user_id, f"source:{task_id}")
 
     def _seal(self, user_id: int, payload: str) -> str:
         plain = payload.encode()

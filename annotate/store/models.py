@@ -69,6 +69,8 @@ class Claim:
     progress: Progress
     reference_position: int | None = None
     """Where the gold image of reference mode stands: it wins, only the worst is chosen."""
+    source: str | None = None
+    """Opaque token of the picture that the candidates edit; None where they are new pictures."""
     previous: ShownAnswer | None = None
     """The answer that this annotator took back, to go on from."""
 

@@ -289,6 +289,7 @@ class WorkStore(LeaseStore, QueueStore, MediaStore, ResultStore):
             "media": tuple(self._shown_token(user_id, task.id, ordinal) for ordinal in order),
             "sizes": tuple(sizes[ordinal] for ordinal in order),
             "reference_position": None if reference is None else order.index(reference),
+            "source": prompt.source_image and self._source_token(user_id, task.id),
             "previous": withdrawn_answer(session, slot) if slot.attempt > 1 else None,
         }
 

@@ -126,6 +126,7 @@ def _task(claim: Claim, number: int) -> dict[str, Any]:
         "question": Question(claim.question).value,
         "prompt": {"text": claim.prompt, "lang": claim.lang},
         "reference": claim.reference_position,
+        "source": claim.source and f"/media/{claim.source}",
         "previous": claim.previous and asdict(claim.previous),
         "candidates": [
             {"src": f"/media/{token}", "width": width, "height": height}

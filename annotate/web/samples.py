@@ -153,7 +153,8 @@ def send_blind(
             code="same_samples",
         )
     wanted = {a.prompt_id for a, _ in differ}
-    store.add_prompts(prompt for key, prompt in ours.prompts.items() if key in wanted)
+    prompts = [prompt for key, prompt in ours.prompts.items() if key in wanted]
+    store.add_prompts(prompts, ours.folder / "images")
     for each, drawn in ((ours, [a for a, _ in differ]), (theirs, [b for _, b in differ])):
         store.add_candidates(drawn, each.folder / "images")
     groups = [(a.prompt_id, (a.id, b.id)) for a, b in differ]

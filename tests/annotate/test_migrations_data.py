@@ -10,11 +10,11 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, insert, select
 from sqlalchemy.orm import Session
-from studio import Place, add_users, answer, fill
+from studio import Place, add_users, answer, fill, make_candidates, png, sha256
 from test_migrations import differences
 
 from annotate.migrations import alembic_config, downgrade, upgrade
-from annotate.records import Run
+from annotate.records import Prompt, Run
 from annotate.snapshot import cut_snapshot
 from annotate.store import Claim, Guideline, PreferenceStore, Verdict
 from annotate.store.backup import _advance_sequences
@@ -97,11 +97,21 @@ def work_of_0004(store: PreferenceStore, ada: Labeller, bo: Labeller) -> None:
     assert store.peek(dan.id)
 
 
+def work_of_0005(store: PreferenceStore, ada: Labeller, bo: Labeller) -> None:
+    source = png(900)
+    prompt = Prompt(id="edit", text="make it blue", source_image=sha256(source))
+    store.add_prompts([prompt], {sha256(source): source})
+    candidates, images = make_candidates([prompt], 3)
+    store.add_candidates(candidates, images)
+    store.add_tasks({prompt.id: [c.id for c in candidates]})
+
+
 WORK: dict[str, Callable[[PreferenceStore, Labeller, Labeller], None]] = {
     "0001": work_of_0001,
     "0002": work_of_0002,
     "0003": work_of_0003,
     "0004": work_of_0004,
+    "0005": work_of_0005,
 }
 
 

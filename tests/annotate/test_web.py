@@ -274,7 +274,8 @@ def test_claim_submit_undo(store):
     assert first["progress"] == {"done": 0, "skipped": 0, "remaining": 3}
     task = first["task"]
     assert set(task) == {
-        "assignment_id", "lease_token", "question", "prompt", "candidates", "reference", "previous",
+        "assignment_id", "lease_token", "question", "prompt", "candidates", "reference", "source",
+            "previous",
     }  # fmt: skip
     assert client.post("/api/claim").json()["task"] == task  # a reload shows the same task
     hold = {key: task[key] for key in ("assignment_id", "lease_token")}

@@ -1,20 +1,24 @@
 // The question and the prompt above the candidates.
 
 import { t } from "./i18n.js";
+import { capOf } from "./keys.js";
 
 export class Brief {
-  constructor(root) {
+  constructor(root, keymap) {
+    this.keymap = keymap;
     this.find = (selector) => root.querySelector(selector);
   }
 
   /** Shows a task's question and prompt; the question lights up where it has `changed`. */
-  show({ question, prompt, reference }, changed) {
+  show({ question, prompt, reference, source }, changed) {
     const kind = reference === null ? "ask" : "ask_reference";
     this.find(".ws-criterion").textContent = t(`question.${question}.name`);
     this.find(".ws-question").textContent = t(`question.${question}.${kind}`);
     const touch = window.matchMedia("(pointer: coarse)").matches;
     const enlarge = t(touch ? "hint.hold" : "hint.space");
-    this.find(".ws-hint").textContent = t(`question.${question}.hint`, { enlarge });
+    const hint = t(`question.${question}.hint`, { enlarge });
+    this.find(".ws-hint").textContent = source ? `${hint} ${t("hint.source", { key: capOf(this.keymap.keyOf.source) })}` : hint;
+    this.find(".ws-prompt .ws-label").textContent = t(source ? "prompt.edit" : "prompt.label");
     const text = this.find(".ws-prompt-text");
     text.textContent = prompt.text;
     text.lang = prompt.lang;

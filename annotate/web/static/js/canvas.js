@@ -30,7 +30,7 @@ class Canvas {
     this.keymap = new Keymap(this.settings);
     this.clock = new Clock();
     this.ahead = new Ahead();
-    this.brief = new Brief(root);
+    this.brief = new Brief(root, this.keymap);
     this.grid = new Grid(this.find(".ws-stage"), this.find(".ws-card-template"), this.ahead);
     this.zoom = new Zoom(root, this.grid, () => this.clock.noteZoom());
     this.pen = new RegionPen(root, this.grid, (region) => {
@@ -279,7 +279,7 @@ class Canvas {
   async loadImages() {
     const { task, frame } = this;
     const candidates = task.positionOf.map((position) => task.candidates[position]);
-    const loading = this.grid.show(candidates, frame.reference);
+    const loading = this.grid.show(candidates, frame.reference, task.source);
     this.zoom.reset();
     this.look.refresh();
     const failed = await loading;

@@ -1,5 +1,6 @@
 // The candidates on the stage: equal boxes, whole-factor scaling, one at a time or all at once.
 
+import { make } from "./dom.js";
 import { t, translate } from "./i18n.js";
 import { drawRegions } from "./regions.js";
 
@@ -35,8 +36,10 @@ export class Grid {
     this.ahead = ahead;
     this.cards = [];
     this.columns = 1;
+    this.showsSource = false;
     this.solo = null; // the place that is shown alone, or null for all
     this.reference = null;
+    this.source = null; // the card of the picture that is edited; it cannot be chosen
     this.onLayout = () => {};
     new ResizeObserver(() => this.layout()).observe(stage);
   }
@@ -45,19 +48,30 @@ export class Grid {
     return place === this.reference ? t("card.reference") : String.fromCharCode(65 + place);
   }
 
-  /** Shows a task's candidates; resolves when all are decoded, with the number that failed. */
-  async show(candidates, reference) {
+  /** Every card on the stage: the candidates, and the source where there is one. */
+  get shown() {
+    return this.source === null ? this.cards : [this.source, ...this.cards];
+  }
+
+  /**
+   * Shows a task's candidates, beside `source` where they edit one; resolves when all are decoded,
+   * with the number that failed.
+   */
+  async show(candidates, reference, source = null) {
     this.solo = null;
     this.reference = reference;
+    this.showSource(false);
     this.size = {
       width: Math.max(...candidates.map((candidate) => candidate.width)),
       height: Math.max(...candidates.map((candidate) => candidate.height)),
     };
     this.cards = candidates.map((candidate, place) => this.makeCard(candidate, place));
-    this.stage.replaceChildren(...this.cards);
+    this.source = source === null ? null : this.makeSource();
+    this.stage.replaceChildren(...this.shown);
     this.relabel();
     this.layout();
     const loads = this.cards.map((card, place) => this.load(card, candidates[place].src));
+    if (source !== null) loads.push(this.loadSource(source));
     return (await Promise.all(loads)).filter((ok) => !ok).length;
   }
 
@@ -69,11 +83,17 @@ export class Grid {
       card.querySelector("img").alt = t("card.alt", { letter });
       translate(card);
     });
+    if (this.source === null) return;
+    this.source.querySelector(".ws-letter").textContent = t("card.source");
+    this.source.querySelector("img").alt = t("card.source");
+    this.source.setAttribute("aria-label", t("card.source"));
+    translate(this.source);
   }
 
   clear() {
     this.stage.replaceChildren();
     this.cards = [];
+    this.source = null;
   }
 
   makeCard(candidate, place) {
@@ -85,6 +105,36 @@ export class Grid {
       for (const part of card.querySelectorAll(".ws-digit, .ws-mark")) part.hidden = true;
     } else if (this.reference !== null) card.querySelector(".ws-mark-best").hidden = true;
     return card;
+  }
+
+  makeSource() {
+    const card = this.template.content.firstElementChild.cloneNode(true);
+    card.natural = { ...this.size };
+    card.dataset.source = "";
+    for (const part of card.querySelectorAll(".ws-digit, .ws-mark, .ws-rate")) part.remove();
+    return card;
+  }
+
+  /** Loads the source, and lays it over every candidate, unseen until it is asked for. */
+  async loadSource(src) {
+    const card = this.source;
+    const ok = await this.load(card, src);
+    if (!ok || card !== this.source) return ok;
+    const image = card.querySelector("img");
+    card.natural = { width: image.naturalWidth, height: image.naturalHeight };
+    for (const candidate of this.cards) {
+      const layer = make("img", { class: "ws-source-layer", src: image.src, alt: "" });
+      layer.draggable = false;
+      candidate.querySelector(".ws-picture").append(layer);
+    }
+    this.layout();
+    return ok;
+  }
+
+  /** Shows the source in the place of every candidate, or the candidates again. */
+  showSource(on) {
+    this.showsSource = on;
+    this.stage.toggleAttribute("data-shows-source", on);
   }
 
   async load(card, src) {
@@ -121,12 +171,13 @@ export class Grid {
     this.cards.forEach((card, place) => {
       card.hidden = this.solo !== null && this.solo !== place;
     });
+    if (this.source !== null) this.source.hidden = this.solo !== null;
     const shown = this.cards[this.solo ?? 0] ?? first;
     const strip = shown.querySelector(".ws-foot").offsetHeight;
-    const count = this.solo === null ? this.cards.length : 1;
+    const count = this.solo === null ? this.shown.length : 1;
     this.columns = bestColumns(count, this.size, stage, strip, ratio);
     this.stage.style.gridTemplateColumns = `repeat(${this.columns}, minmax(0, 1fr))`;
-    for (const card of this.cards) this.sizePicture(card, ratio);
+    for (const card of this.shown) this.sizePicture(card, ratio);
     this.onLayout();
   }
 

@@ -25,6 +25,7 @@ export const ACTIONS = {
   zoom_out: { key: "-", group: "look" },
   solo: { key: "g", group: "look" },
   flip: { key: "x", group: "look" },
+  source: { key: "o", group: "look" },
   whole: { key: "Escape", group: "look" },
   prompt: { key: "p", group: "look" },
   regions: { key: "m", group: "mark" },

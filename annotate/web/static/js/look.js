@@ -20,6 +20,7 @@ export class Look {
       zoom_out: () => zoom.step(-1),
       solo: () => this.showAlone(grid.solo === null ? Math.max(0, grid.focused) : null),
       flip: () => this.flip(),
+      source: () => this.showSource(!this.canvas.grid.showsSource),
       whole: () => this.showWhole(),
       prompt: () => brief.toggle(),
       regions: () => this.toggleRegions(),
@@ -33,6 +34,7 @@ export class Look {
   begin() {
     this.pair = [];
     this.canvas.pen.toggle(false);
+    this.showSource(false);
   }
 
   showAlone(place) {
@@ -54,6 +56,18 @@ export class Look {
     this.showAlone(grid.solo === a ? b : a);
   }
 
+  /** Shows the picture that is edited in the place of every candidate, or the candidates again. */
+  showSource(on) {
+    const { grid, task } = this.canvas;
+    if (on && !task?.source) {
+      this.canvas.say(t("status.no_source"));
+      return;
+    }
+    if (on) this.canvas.clock.noteFlip();
+    grid.showSource(on);
+    this.refresh();
+  }
+
   notePlace(place) {
     this.pair = [place, ...this.pair.filter((each) => each !== place)].slice(0, 2);
   }
@@ -61,7 +75,8 @@ export class Look {
   /** Back to the whole view, one step after another. */
   showWhole() {
     const { pen, zoom, grid } = this.canvas;
-    if (pen.isOn) this.toggleRegions();
+    if (grid.showsSource) this.showSource(false);
+    else if (pen.isOn) this.toggleRegions();
     else if (!zoom.reset() && grid.solo !== null) this.showAlone(null);
   }
 
@@ -79,8 +94,10 @@ export class Look {
   }
 
   refresh() {
-    const { root, grid, pen, settings } = this.canvas;
+    const { root, grid, pen, settings, task } = this.canvas;
+    root.querySelector(".ws-look [data-action=source]").hidden = !task?.source;
     const states = {
+      source: grid.showsSource,
       solo: grid.solo !== null,
       regions: pen.isOn,
       ratings: settings.get("ratings"),

@@ -182,7 +182,7 @@ export class Zoom {
     const { view } = this;
     if (this.isOn) this.root.dataset.zoom = "";
     else delete this.root.dataset.zoom;
-    for (const card of this.grid.cards) {
+    for (const card of this.grid.shown) {
       const picture = card.querySelector(".ws-picture");
       const frame = card.querySelector(".ws-frame");
       const [width, height] = [picture.offsetWidth, picture.offsetHeight];
