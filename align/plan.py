@@ -58,8 +58,9 @@ MACHINE_GB_PER_S = 340.0
 
 GEMM, ATTENTION_FORWARD, ATTENTION_BACKWARD, BANDWIDTH = 0.71, 0.64, 0.51, 0.9
 """Shares of the peaks that matrix products, attention and elementwise work reach."""
-ELEMENTWISE = {"eager": (91.2, 184.4), "compiled": (33.7, 69.9)}
-"""Forward and backward traffic for each token and block, in units of the model's width."""
+ELEMENTWISE = {"stock": (91.2, 184.4), "joint": (122.3, 215.6), "compiled": (33.7, 69.9)}
+"""Forward and backward traffic for each token and block, in units of the model's width. Counted of
+eager blocks (`benchmarks.cpu`); joint ones turn in real numbers, which pays when compiled."""
 WORKSPACE = 3 * GIB
 GATHERED = 2 * 10**9
 """ZeRO-3's gathered parameters: at most 10^9 live ones in bfloat16."""
@@ -332,7 +333,9 @@ def _seconds(gpu: Gpu, linear: float, attention: float, rate: float, traffic: fl
 def _pass_seconds(workload: Workload, gpu: Gpu) -> tuple[float, float]:
     """Of one sample: a forward and a backward pass without recomputation."""
     shape, tokens = workload.shape, workload.tokens
-    kind = "compiled" if workload.config.compile else "eager"
+    kind = "compiled" if workload.config.compile else "stock"
+    if workload.config.blocks == "joint" and not workload.config.compile:
+        kind = "joint"
     unit = tokens.total * shape.width * workload.element_size * shape.num_layers
     there, back = (units * unit for units in ELEMENTWISE[kind])
     forward = _seconds(gpu, *shape.forward_flops(tokens), ATTENTION_FORWARD, there)

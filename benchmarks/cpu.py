@@ -54,6 +54,33 @@ class LiveBytes(TorchDispatchMode):
         return sum(size for made, size in self._made.values() if not made.expired())
 
 
+class Traffic(TorchDispatchMode):
+    """Counts the kernels beside matrix products and attention, and the bytes they read and write.
+
+    A broadcast operand counts as it lies in memory; views move nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.launches = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        if func.is_view or name in PRODUCTS or name.startswith(("_scaled_dot", "empty")):
+            return result
+        moved = [x for x in (*tree_leaves((args, kwargs)), *tree_leaves(result))
+                 if isinstance(x, Tensor)]  # fmt: skip
+        if name not in ("detach", "_unsafe_view"):
+            self.launches += 1
+            self.bytes += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in moved)
+        return result
+
+
+PRODUCTS = ("mm", "addmm", "bmm")
+
+
 def _flash_for_cpu(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
@@ -127,6 +154,27 @@ def measure_recompute(
             losses = [output.float().square().mean() for output in call()]
             torch.autograd.backward(losses)
         raw[f"{name}_flops"] = counter.get_total_flops()
+    return raw
+
+
+def measure_traffic(
+    heads: int = 2, head_dim: int = 128, text: int = 64, side: int = 16
+) -> dict[str, Any]:
+    """Elementwise kernels of one block in eager torch and the bytes they move, stock and joint."""
+    unit = (text + side * side) * heads * head_dim * 2
+    raw: dict[str, Any] = {"unit_bytes": unit}
+    for name in ("stock", "joint"):
+        module = _OneBlock(heads, head_dim, torch.bfloat16)
+        if name == "joint":
+            install_blocks(module, BlockSettings("joint"))
+        call, _ = module.call("none", text, side)
+        with Traffic() as forward:
+            outputs = call()
+        with Traffic() as backward:
+            torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+        for way, found in (("forward", forward), ("backward", backward)):
+            raw[f"{name}_{way}_bytes"] = found.bytes
+            raw[f"{name}_{way}_launches"] = found.launches
     return raw
 
 

@@ -16,10 +16,10 @@ from align.config import DPOConfig, load_config
 from align.ledger import SAVED_UNITS, ModelShape, Tokens, state_bytes_per_parameter
 from align.optim import make_optimizer, state_bytes
 from align.optim_config import OptimizerConfig
-from align.plan import GPUS, make_plan, scaling_curve, workload_of
+from align.plan import ELEMENTWISE, GPUS, make_plan, scaling_curve, workload_of
 from align.policy import Policy
 from annotate.settings import ConfigError, configs_folder
-from benchmarks.cpu import flop_counter, measure_recompute
+from benchmarks.cpu import flop_counter, measure_recompute, measure_traffic
 from benchmarks.tables import newest_lines
 
 FULL = configs_folder() / "dpo/qwen_image_full.yaml"
@@ -67,6 +67,17 @@ def test_saved_bytes_are_those_that_are_counted():
         found = shape.saved_bytes(tokens, mode)
         assert found == pytest.approx(raw[f"{name}_bytes"], rel=0.03), mode
     assert SAVED_UNITS["none"] / SAVED_UNITS["selective"] > 2.5
+
+
+def test_elementwise_traffic_is_that_which_is_counted():
+    """75 launches for a forward pass of diffusers' block, beside its products and attention."""
+    raw = measure_traffic()
+    for kind in ("stock", "joint"):
+        for way, units in zip(("forward", "backward"), ELEMENTWISE[kind], strict=True):
+            found = raw[f"{kind}_{way}_bytes"] / raw["unit_bytes"]
+            assert found == pytest.approx(units, rel=0.03), (kind, way)
+    assert raw["stock_forward_launches"] == 75
+    assert raw["stock_backward_launches"] == pytest.approx(153, abs=2)
 
 
 @pytest.mark.parametrize("released", [False, True])
