@@ -21,6 +21,7 @@ from benchmarks.formulas import (
     ratio_of,
 )
 from benchmarks.hopper_bars import HOPPER
+from benchmarks.objective_bars import ALIGN
 
 CIRCLE = (
     Bar(
@@ -329,5 +330,6 @@ STORE = (
 )
 
 BARS: dict[str, Bar] = {
-    bar.name: bar for bar in (*APP, *CIRCLE, *TINY, *CLI, *CPU, *TEXT, *REWARDS, *STORE, *HOPPER)
+    bar.name: bar
+    for bar in (*APP, *CIRCLE, *TINY, *CLI, *CPU, *TEXT, *REWARDS, *STORE, *HOPPER, *ALIGN)
 }

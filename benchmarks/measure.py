@@ -122,6 +122,27 @@ def measure_rewards(args: argparse.Namespace) -> None:
     record(bars, raw, "python -m benchmarks.measure rewards")
 
 
+def measure_objectives(args: argparse.Namespace) -> None:
+    """Each objective from one SFT model; ``runs/`` keeps finished cells, a stop loses one."""
+    from benchmarks import objectives
+    from benchmarks.objective_bars import OBJECTIVES, forwards_to_gain
+
+    raw = objectives.measure_objectives(Path("runs/benchmarks/objectives"))
+    bars = [
+        f"align.{what}.{name}"
+        for name in OBJECTIVES
+        for what in ("gain_over_sft", "gain_over_sft_low", "gain_over_sft_high")
+    ]
+    for name in ("flow_grpo_window", "nft"):
+        try:
+            forwards_to_gain(raw, name)
+        except ValueError as reason:
+            print(f"no line for align.forwards_to_grpo_gain.{name}: {reason}", flush=True)
+        else:
+            bars.append(f"align.forwards_to_grpo_gain.{name}")
+    record(bars, raw, "python -m benchmarks.measure objectives")
+
+
 QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
     "cli": measure_cli,
     "tiny": measure_tiny,
@@ -131,6 +152,7 @@ SLOW: dict[str, Callable[[argparse.Namespace], None]] = {
     "app": measure_app,
     "circle": measure_circle,
     "hacking": measure_hacking,
+    "objectives": measure_objectives,
     "rewards": measure_rewards,
     "text": measure_text,
 }
