@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_recipes_parse_and_draw_as_many_images_or_picks(tmp_path):
     counts = {}
     for name, recipe in RECIPES.items():
         settings = _settings(recipe, 1, tmp_path, tmp_path / name)
-        config = load_config(recipe.config, recipe.file, settings)
+        config: Any = load_config(recipe.config, recipe.file, settings)
         assert Path(recipe.file).stem in CURVES
         if isinstance(config, GRPOConfig):
             counts[name] = _forwards(config)
