@@ -297,6 +297,11 @@ class GRPOConfig(TrainConfig):
             )
         if objective.advantage == "gdpo" and not (self.reward and self.reward.weights):
             raise ValueError("advantage 'gdpo' needs reward.weights, which name its rewards")
+        if self.rollout.modulation_tables and (self.compile or not objective.trains_steps):
+            raise ValueError(
+                "rollout.modulation_tables goes with blocks that are not compiled and an algorithm "
+                f"that trains steps, got compile {self.compile} and {objective.algorithm}"
+            )
         if self.rollout.shared_noise and not objective.trains_steps:
             raise ValueError(
                 "rollout.shared_noise makes the images of a group alike where "

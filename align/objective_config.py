@@ -161,6 +161,10 @@ class RolloutConfig(Config):
     shared_noise: bool = False
     """All images of a group begin from one noise, and differ by the window's steps alone: the steps
     before the window are computed once for the group. Cheaper, at less variety within a group."""
+    modulation_tables: bool = False
+    """Compute a step's shift, scale and gate once for all batches of a rollout and both passes of
+    guidance, to the same bits: a third of the weights is then read once a step. Not with compiled
+    blocks; of algorithms that train steps."""
     batch_size: Positive = 64
     """Images drawn at once by one process."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,9 @@ from align.data.batches import EMPTY_PROMPT
 from align.data.features import Features
 from align.mmdit.adapters import Conditioning
 from align.mmdit.flow import seeded_noise_batch, seeded_uniform
+from align.mmdit.modulation import ModulationTables, modulation_tables
 from align.objectives.flow_grpo import TransitionBatch
-from align.policy import Policy
+from align.policy import Policy, unwrap
 from align.sampling import Trajectory, sample, sample_sde
 from annotate.records import Prompt
 
@@ -101,10 +103,12 @@ def draw_rollout(
     per_batch = max(1, config.batch_size // groups[0].size)
     first = window_start(config, seed, iteration)
     window = range(first, first + config.window if stochastic else first)
-    parts = [
-        _draw(policy, features, groups[start : start + per_batch], config, seed, window)
-        for start in range(0, len(groups), per_batch)
-    ]
+    kept = config.modulation_tables and stochastic
+    with modulation_tables(unwrap(policy.transformer)) if kept else nullcontext() as tables:
+        parts = [
+            _draw(policy, features, groups[start : start + per_batch], config, seed, window, tables)
+            for start in range(0, len(groups), per_batch)
+        ]
     conds, trajectories = zip(*parts, strict=True)
     sigma, sigma_next = trajectories[0].sigma, trajectories[0].sigma_next
     num_images = sum(group.size for group in groups)
@@ -133,6 +137,7 @@ def _draw(
     config: RolloutConfig,
     seed: int,
     window: range,
+    tables: ModulationTables | None,
 ) -> tuple[Conditioning, Trajectory]:
     ids = [i for group in groups for i in group.sample_ids()]
     cond = features.conditioning([g.prompt.text for g in groups for _ in range(g.size)])
@@ -171,6 +176,7 @@ def _draw(
         sde=config.sde,
         one_pass=config.guidance_in_one_pass,
         shared=groups[0].size if config.shared_noise else 1,
+        tables=tables,
     )
     return cond, trajectory
 

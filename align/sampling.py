@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from align.mmdit.adapters.base import Conditioning, ModelAdapter
 from align.mmdit.flow import per_sample
+from align.mmdit.modulation import ModulationTables
 from align.sde import gaussian_log_prob, sde_step
 
 
@@ -120,6 +121,7 @@ def sample_sde(
     sde: str = "flow",
     one_pass: bool = False,
     shared: int = 1,
+    tables: ModulationTables | None = None,
 ) -> Trajectory:
     """Draw with an SDE on the steps ``sde_steps`` (numbers from 0) and the ODE on the others.
 
@@ -135,6 +137,7 @@ def sample_sde(
         one_pass: Of `guided_velocity`.
         shared: So many consecutive samples begin alike: until the first stochastic step they are
             one, and are computed once.
+        tables: Of the transformer's modulation, for several batches of the same steps.
 
     Raises:
         ValueError: the steps are no steps, or samples that are to be shared differ.
@@ -160,6 +163,8 @@ def sample_sde(
         if shared > 1 and step == steps[0]:
             x_t = x_t.repeat_interleave(shared, dim=0)
             cond, negative = whole
+        if tables is not None:
+            tables.at(step)
         sigma_b, sigma_next_b = sigma.expand(len(x_t)), sigma_next.expand(len(x_t))
         velocity = guided_velocity(
             adapter, transformer, x_t, sigma_b, cond, guidance_scale, negative, one_pass

@@ -9,6 +9,9 @@ are, and for each sample and layer 6 D numbers move instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +19,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ShardedModulation", "shard_modulation", "whole_modulation"]
+__all__ = [
+    "ModulationTables",
+    "ShardedModulation",
+    "modulation_tables",
+    "shard_modulation",
+    "whole_modulation",
+]
 
 LAYERS = ("img_mod", "txt_mod")
 
@@ -139,3 +148,50 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] / ctx.world, None
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+class ModulationTables:
+    """Shift, scale and gate of every block by sampling step, kept while weights stand still.
+
+    They depend on the timestep alone: `at` names the step that the next passes compute, whose
+    samples must all have that step's timestep. Batches of another size are kept apart, because
+    kernels may round them otherwise; so a table gives the very bits that its layer would.
+    """
+
+    def __init__(self) -> None:
+        self._step: int | None = None
+        self._rows: dict[tuple[nn.Module, int, int], Tensor] = {}
+
+    def at(self, step: int) -> None:
+        self._step = step
+
+    def read(self, layer: nn.Module, compute: Any, temb: Tensor) -> Tensor:
+        """``(B, 6 D)`` of ``temb (B, D)``; computed where the step and the size are new."""
+        if self._step is None:
+            return compute(temb)
+        key = (layer, self._step, len(temb))
+        if key not in self._rows:
+            out = compute(temb)
+            same = torch.equal(out[:1].expand_as(out), out)
+            self._rows[key] = out[:1].clone() if same else out
+        return self._rows[key].expand(len(temb), -1)
+
+
+@contextmanager
+def modulation_tables(transformer: nn.Module) -> Iterator[ModulationTables]:
+    """Within, the blocks read their modulation from tables; weights must not change meanwhile.
+
+    For sampling without a gradient, and blocks that are not compiled.
+    """
+    tables = ModulationTables()
+    layers = [getattr(b, n) for b in cast(Any, transformer).transformer_blocks for n in LAYERS]
+    try:
+        for layer in layers:
+            layer.forward = partial(tables.read, layer, layer.forward)
+        yield tables
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)

@@ -97,7 +97,7 @@ def test_several_updates_on_a_rollout_and_guidance_stay_on_policy(data, untraine
 def test_a_group_of_one_noise_draws_its_first_steps_once(data, untrained_folder, tmp_path):
     """Two groups of four, a window of the last two of four steps: 2 rows twice, then 8 twice."""
     rollout = {"height": 32, "width": 32, "num_steps": 4, "window": 2, "window_range": (2, 4)}
-    rollout |= {"shared_noise": True}
+    rollout |= {"shared_noise": True, "modulation_tables": True}
     settings = {"rollout": rollout, "max_steps": 1, "save_every": 0}
     rows = []
 
@@ -121,6 +121,9 @@ def test_a_group_of_one_noise_draws_its_first_steps_once(data, untrained_folder,
         )
     ).drawn
     assert (drawn, unshared) == (2 * 2 + 8 * 2, 8 * 4)
+    with pytest.raises(ConfigError, match="not compiled and an algorithm that trains steps"):
+        grpo_config(data, untrained_folder, tmp_path, **settings, blocks="joint", compile=True)
+    settings["rollout"] = rollout | {"modulation_tables": False}
     with pytest.raises(ConfigError, match="shared_noise makes the images of a group alike"):
         grpo_config(data, untrained_folder, tmp_path, **settings, objective={"algorithm": "nft"})
 

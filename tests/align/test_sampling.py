@@ -8,6 +8,7 @@ from diffusers import QwenImagePipeline
 from align.mmdit.adapters import image_to_uint8, load_adapter
 from align.mmdit.adapters.qwen_image import pack
 from align.mmdit.blocks import BlockSettings
+from align.mmdit.modulation import modulation_tables
 from align.sampling import sample, sample_sde
 from align.sde import gaussian_log_prob, sde_step
 
@@ -143,6 +144,40 @@ def test_steps_before_the_window_are_computed_once_for_a_group(
         draw([0, count], 2)
     with pytest.raises(ValueError, match="3 samples are no groups of 2"):
         draw([0, 1, 2], 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("blocks", ["stock", "joint"])
+def test_modulation_is_read_from_tables_to_the_bit(
+    adapter, transformer, cond, noise, blocks, dtype
+):
+    """Two batches of the same steps: the second computes no modulation layer."""
+    transformer.to(dtype)
+    adapter.install_blocks(transformer, BlockSettings(blocks))
+    calls = []
+    for block in transformer.transformer_blocks:
+        for layer in (block.img_mod, block.txt_mod):
+            layer[1].register_forward_hook(lambda *_: calls.append(1))
+    step_noise = torch.randn(1, *noise.shape, generator=torch.Generator().manual_seed(0))
+    settings = {"noise_level": 0.7, "sde_steps": [1], "step_noise": step_noise}
+
+    def draw(start, tables=None):
+        return sample_sde(adapter, transformer, cond, start, 3, **settings, tables=tables)
+
+    expected = [draw(noise), draw(-noise)]
+    each = len(calls) // 2
+    assert each == 3 * 2 * len(transformer.transformer_blocks)
+    calls.clear()
+    with modulation_tables(transformer) as tables:
+        found = [draw(noise, tables), draw(-noise, tables)]
+    assert len(calls) == each
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.latents, b.latents)
+        assert torch.equal(a.log_prob, b.log_prob)
+    calls.clear()
+    draw(noise)
+    assert len(calls) == each
 
 
 def test_without_noise_the_sde_is_the_ode(adapter, cond, noise):
