@@ -1,12 +1,12 @@
 """Full-depth Qwen-Image of random weights on one Hopper card, beside diffusers as commonly run.
 
-    python -m benchmarks.hopper                       all parts, each within 8 minutes
+    python -m benchmarks.hopper                       all parts, none repeated past 8 minutes
     python -m benchmarks.hopper pair memory           some of them
     python -m benchmarks.hopper --toy --device cpu    a CPU, TRITON_INTERPRET=1; means nothing
 
 Needs torch, diffusers, peft, accelerate and this package; no hub and no data. A part first shows
 that its variants compute what float32 does, then times them, and writes ``OUT/PART.json`` after
-every figure. ``python -m benchmarks.record BAR OUT/BAR.json --command "..."`` makes a figure a line
+every figure; one that fails says so there. ``python -m benchmarks.record BAR OUT/BAR.json --command "..."`` makes a figure a line
 of the results.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from align.optim import ReducedOptimizer, make_optimizer
 from align.optim_config import OptimizerConfig
 from align.policy import Policy
 from align.sampling import Trajectory, sample_sde
-from benchmarks.hopper_bench import STOCK, TOY, Bench, Results, Sizes
+from benchmarks.hopper_bench import STOCK, TOY, Bench, Results, Sizes, run_part
 
 NOISE_LEVEL, WINDOW = 0.7, 2
 OBJECTIVE = DiffusionDPO(beta=2000.0)
@@ -385,14 +384,15 @@ def main() -> None:
         "compile": args.compile,
     }
     parts = {"ceilings": part_ceilings} | {name: PARTS[name] for name in args.part or PARTS}
+    failed: list[str] = []
     for name, part in parts.items():
         print(f"{name} ...", flush=True)
-        start = time.perf_counter()
         results = Results(args.out, name, about)
-        part(bench, results)
-        bench.free()
-        results.finish(time.perf_counter() - start)
+        run_part(part, bench, results)
         print(f"{name}: {results.content['bars'] or results.content['facts']}", flush=True)
+        failed += [f"{name}: {each}" for each in [results.content.get("failed")] if each]
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from align.mmdit.adapters.qwen_image import QwenImageAdapter
 from align.mmdit.blocks import BlockSettings
 from align.policy import Policy
 
-__all__ = ["STOCK", "Bench", "Results", "Sizes"]
+__all__ = ["STOCK", "Bench", "Results", "Sizes", "run_part"]
 
 STOCK = BlockSettings(recompute="full")
 """What is commonly run: diffusers' eager blocks, all recomputed."""
@@ -82,6 +82,11 @@ class Results:
         self.content["seconds"] = seconds
         self._write()
 
+    def fail(self, error: Exception) -> None:
+        """What ended the part early; the figures before it stay."""
+        self.content["failed"] = f"{type(error).__name__}: {error}"
+        self._write()
+
     def _write(self) -> None:
         self._path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
 
@@ -95,6 +100,8 @@ class Bench:
     repeats: int = 5
     compile: bool = True
     ceilings: dict[str, float] = field(default_factory=dict)
+    deadline: float = float("inf")
+    """On `time.perf_counter`; past it a call is repeated no more."""
 
     @property
     def is_cuda(self) -> bool:
@@ -185,18 +192,17 @@ class Bench:
     # Clocks ---------------------------------------------------------------------------------------
 
     def seconds(self, call: Callable[[], Any], warm_up: int = 2) -> list[float]:
-        """Of each of ``repeats`` calls, by CUDA events, after calls that are not counted."""
+        """Of each of ``repeats`` calls, by CUDA events, after calls that are not counted; of fewer,
+        at least one, past the deadline."""
         for _ in range(warm_up):
             call()
-        if not self.is_cuda:
-            found = []
-            for _ in range(self.repeats):
-                start = time.perf_counter()
+        found: list[float] = []
+        while len(found) < self.repeats and not (found and time.perf_counter() > self.deadline):
+            if not self.is_cuda:
+                began = time.perf_counter()
                 call()
-                found.append(time.perf_counter() - start)
-            return found
-        found = []
-        for _ in range(self.repeats):
+                found.append(time.perf_counter() - began)
+                continue
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             call()
@@ -211,3 +217,18 @@ class Bench:
     def peak_bytes(self) -> int:
         """Highest allocation since `free`; 0 on a CPU, where torch does not count it."""
         return torch.cuda.max_memory_allocated() if self.is_cuda else 0
+
+
+PART_SECONDS = 8 * 60
+
+
+def run_part(part: Callable[[Bench, Results], None], bench: Bench, results: Results) -> None:
+    """Run one part within its time; what it fails of is written down, and other parts go on."""
+    start = time.perf_counter()
+    bench.deadline = start + PART_SECONDS
+    try:
+        part(bench, results)
+    except (RuntimeError, ValueError) as error:  # out of memory; a variant that computes otherwise
+        results.fail(error)
+    bench.free()
+    results.finish(time.perf_counter() - start)

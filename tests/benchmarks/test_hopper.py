@@ -41,3 +41,23 @@ def test_a_variant_that_computes_something_else_is_not_timed(monkeypatch):
     monkeypatch.setattr("align.mmdit.kernels.eager.rotate", lambda x, table: x)
     with pytest.raises(ValueError, match=r"joint.* errs by"):
         hopper.check_variant(bench, BlockSettings("joint"))
+
+
+def test_a_part_that_fails_keeps_its_figures_and_lets_others_run(monkeypatch, tmp_path):
+    def fail(bench, results):
+        results.fact("first", 1)
+        raise torch.OutOfMemoryError("no memory left")
+
+    def late(bench, results):
+        bench.deadline = 0.0
+        results.fact("times", len(bench.seconds(lambda: None)))
+
+    monkeypatch.setattr(hopper, "PARTS", {"fail": fail, "late": late})
+    arguments = ["hopper", "--toy", "--device", "cpu", "--repeats", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="fail: OutOfMemoryError: no memory left"):
+        hopper.main()
+    kept = json.loads((tmp_path / "fail.json").read_text())
+    assert kept["facts"] == {"first": 1}
+    assert kept["failed"] == "OutOfMemoryError: no memory left"
+    assert json.loads((tmp_path / "late.json").read_text())["facts"] == {"times": 1}
