@@ -6,8 +6,8 @@
 
 Needs torch, diffusers, peft, accelerate and this package; no hub and no data. A part first shows
 that its variants compute what float32 does, then times them, and writes ``OUT/PART.json`` after
-every figure; one that fails says so there. ``python -m benchmarks.record BAR OUT/BAR.json --command "..."`` makes a figure a line
-of the results.
+every figure. ``python -m benchmarks.record BAR OUT/BAR.json --command "..."`` makes a figure a line
+of the results. A part that fails says why in its file, and the others run.
 """
 
 from __future__ import annotations
