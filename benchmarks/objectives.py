@@ -39,7 +39,7 @@ WORLD = 1
 """Seed of the references, the picks, the reward model and the test prompts."""
 SEEDS = (1, 2, 3)
 TEST_PROMPTS, TEST_IMAGES, NUM_STEPS = 64, 2, 8
-OFFLINE_STEPS = 100
+OFFLINE_STEPS = 150
 """Of 16 picks (SFT: images) each."""
 ROLLOUTS = 8
 """Of 64 images each, one optimizer step on each."""

@@ -60,7 +60,7 @@ def test_recipes_parse_and_draw_as_many_images_or_picks(tmp_path):
         if isinstance(config, GRPOConfig):
             counts[name] = _forwards(config)
         else:
-            assert (config.max_steps, config.batch_size) == (100, 16)
+            assert (config.max_steps, config.batch_size) == (150, 16)
     assert {c["images"] for c in counts.values()} == {512}
     trained = {name: c["training_forwards"] for name, c in counts.items()}
     assert trained == {FULL: 4096, "flow_grpo_window": 1024, "nft": 1024}
