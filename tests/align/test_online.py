@@ -110,7 +110,9 @@ def test_a_group_of_one_noise_draws_its_first_steps_once(data, untrained_folder,
     train_grpo(config, FirstChannel())
     hook.remove()
     assert rows[:4] == [2, 2, 8, 8]
-    assert losses(config.output_dir)[1]["ratio_mean"] == 1.0
+    # A table's rows come from a product of another shape than the training forward's, which some
+    # processors sum in another order.
+    assert losses(config.output_dir)[1]["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     drawn = workload_of(config).drawn
     unshared = workload_of(
         grpo_config(
