@@ -280,7 +280,11 @@ def _tasks(args: argparse.Namespace, store: PreferenceStore) -> None:
 def _policy_arguments(parser: argparse.ArgumentParser) -> None:
     add_studio_arguments(parser)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field; without it the fields are listed, with their meaning",
     )
 
 
@@ -290,8 +294,9 @@ def _policy(args: argparse.Namespace, store: PreferenceStore) -> None:
             raise ValueError(f"--set takes FIELD=VALUE, got {part!r}")
     changes = dict(part.partition("=")[::2] for part in args.set)
     policy = store.set_policy(None, **changes) if changes else store.policy()
+    meanings = type(policy).model_fields
     for name, value in policy.model_dump().items():
-        print(f"{name:<22}  {value}")
+        print(f"{name:<22}  {value:<5}  {' '.join((meanings[name].description or '').split())}")
 
 
 def _prioritise_arguments(parser: argparse.ArgumentParser) -> None:

@@ -187,3 +187,12 @@ def test_gold_tasks_wait_for_their_keys_which_come_from_a_file(winsome, tmp_path
     status, output, _ = key(right)
     assert (status, "1 tasks have their key.\n3 gold" in output) == (0, True), output
     assert "2 tasks have their key.\n2 gold" in key({"worst": shown[1:]})[1]
+
+
+def test_the_policy_says_what_its_fields_mean(winsome):
+    winsome("store init studio")
+    status, output, _ = winsome("store policy studio --set annotator_cap=300")
+    assert status == 0
+    rows = output.splitlines()
+    assert rows[0].split()[:3] == ["gold_rate", "0.0", "Share"]
+    assert any(row.split()[:2] == ["annotator_cap", "300"] for row in rows)
