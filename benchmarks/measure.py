@@ -3,7 +3,7 @@
     python -m benchmarks.measure                     the quick areas
     python -m benchmarks.measure circle --seeds 1 2  one `winsome demo` a seed, minutes each
 
-The tables in the documents are made anew at the end.
+The tables and curves in the documents are made anew at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks import curves, tables
 from benchmarks.bars import BARS
 from benchmarks.record import record
 
@@ -171,7 +171,7 @@ def main() -> None:
     for area in args.area or QUICK:
         print(f"measuring {area}", flush=True)
         measures[area](args)
-    for path in tables.rewrite():
+    for path in [*tables.rewrite(), *curves.rewrite()]:
         print(f"rewrote {path}")
 
 

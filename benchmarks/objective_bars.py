@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.formulas import Bar, Formula, Raw
 
-__all__ = ["ALIGN", "OBJECTIVES", "gain_interval"]
+__all__ = ["ALIGN", "OBJECTIVES", "cost_table", "gain_interval"]
 
 OBJECTIVES = (
     "sft",
@@ -73,6 +73,25 @@ def forwards_to_gain(raw: Raw, objective: str) -> float:
         for name in (objective, "flow_grpo_full")
     }
     return forwards[objective] / forwards["flow_grpo_full"]
+
+
+def cost_table(raw: Raw) -> str:
+    """What each objective gained and what its run took: a Markdown table, means of the seeds."""
+    head = ("objective", "gain, %", "images drawn", "rollout forwards", "training forwards")
+    rows = [f"| {' | '.join((*head, 'CPU s', 'wall s'))} |", "|---|---|---|---|---|---|---|"]
+    for name in OBJECTIVES:
+        runs = [run for run in raw["runs"] if run["objective"] == name]
+        gain, low, high = gain_interval(raw, name)
+
+        def mean(key: str, runs: list[Raw] = runs) -> str:
+            if key not in runs[0]:
+                return ""
+            return f"{statistics.fmean(run[key] for run in runs):.0f}"
+
+        keys = ("images", "rollout_forwards", "training_forwards", "cpu_seconds", "wall_seconds")
+        cells = [f"`{name}`", f"{gain:.1f} [{low:.1f}, {high:.1f}]", *map(mean, keys)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 def _bars(name: str) -> tuple[Bar, ...]:

@@ -4,7 +4,8 @@
     python -m benchmarks.tables --check    exit 1 if one is out of date
 
 A table stands between ``<!-- bars: AREA -->`` and ``<!-- /bars -->``. A bar without a line in the
-results reads "not measured".
+results reads "not measured". Between ``<!-- costs -->`` and ``<!-- /costs -->`` stands what the
+objectives cost, from the raw record of their gains.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import BARS
+from benchmarks.formulas import Raw
+from benchmarks.objective_bars import cost_table
 from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parents[1]
 SECTION = re.compile(r"(<!-- bars: (\w+) -->\n)(.*?)(<!-- /bars -->)", re.DOTALL)
+COSTS = re.compile(r"(<!-- costs -->\n)(.*?)(<!-- /costs -->)", re.DOTALL)
 
 
 def newest_lines(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -60,7 +64,14 @@ def table(area: str, results: Path = RESULTS) -> str:
 
 def rendered(text: str, results: Path = RESULTS) -> str:
     """``text`` with every table section made anew."""
-    return SECTION.sub(lambda match: match[1] + table(match[2], results) + match[4], text)
+    text = SECTION.sub(lambda match: match[1] + table(match[2], results) + match[4], text)
+    return COSTS.sub(lambda match: match[1] + cost_table(objectives_record()) + match[3], text)
+
+
+def objectives_record() -> Raw:
+    """What the newest gains of the objectives were computed from."""
+    line = newest_lines()["align.gain_over_sft.sft"]
+    return json.loads((RESULTS / line["raw"]).read_text(encoding="utf-8"))
 
 
 def documents() -> list[Path]:

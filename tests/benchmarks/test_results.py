@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import curves, tables
 from benchmarks.bars import BARS
 from benchmarks.formulas import percentile_of
 from benchmarks.record import FIELDS, RESULTS, record
@@ -41,6 +41,16 @@ def test_each_raw_record_belongs_to_a_line():
 
 def test_the_tables_in_the_documents_are_up_to_date():
     assert tables.outdated() == []
+
+
+def test_the_curves_in_the_documents_are_those_of_the_record():
+    assert curves.outdated() == []
+    shown = (tables.ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert all(f"images/{name}" in shown for name in curves.PICTURES)
+    run = {"objective": "a", "curves": {"loss": [4.0, 1.0, 2.0]}}
+    made = curves.picture({"runs": [run] * 3}, (("a",), ("loss", "kl")))
+    assert made.count("<path") == 4  # an axis and three seeds; no panel for what is not logged
+    assert (">4<" in made, ">1<" in made, "step 3" in made, "kl" in made) == (True,) * 3 + (False,)
 
 
 def test_a_recorded_figure_enters_the_table(tmp_path):
