@@ -56,10 +56,12 @@ def test_the_reward_rises_and_the_first_ratio_is_one(data, untrained_folder, tmp
     rows = losses(result.folder)
     rewards = [rows[step]["reward"] for step in sorted(rows)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.05
-    assert {row["ratio_mean"] for row in rows.values()} == {1.0}
+    # 16 images are drawn at once and 32 steps trained at once: shapes that some processors sum in
+    # another order. With equal shapes it is exactly 1, see below.
+    assert [row["ratio_mean"] for row in rows.values()] == [pytest.approx(1.0, abs=1e-5)] * 12
     assert all(row["reward"] == pytest.approx(row["reward/mean"]) for row in rows.values())
     preflight = read_json(result.folder / "run.json")["preflight"]
-    assert preflight["log_ratio_max"] == 0
+    assert preflight["log_ratio_max"] < 1e-4
     assert preflight["kl_gradient_norm"] > 0
     assert preflight["reward_std"] > 0
     assert (result.export / "model_index.json").is_file()
@@ -285,10 +287,10 @@ def test_each_algorithm_starts_on_policy_and_moves(
         assert rows[1]["velocity_moved"] == 0
     elif algorithm == "online_dpo":
         assert rows[1]["rewards/margins"] == 0
+    elif algorithm == "flow_dppo":  # 8 images are drawn at once and half of them trained at once
+        assert rows[1]["log_ratio_abs"] < 1e-4 < rows[2]["log_ratio_abs"]
     else:
         assert rows[1]["log_ratio_abs"] == 0
-    if algorithm == "flow_dppo":
-        assert rows[2]["log_ratio_abs"] > 0
 
 
 def test_a_progressive_window_moves_towards_the_image_and_starts_again():
