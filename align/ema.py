@@ -1,22 +1,21 @@
 """Exponential moving average of trained weights, kept on the shards that this process owns.
 
-`torch.optim.swa_utils` has the arithmetic; its `AveragedModel` and diffusers' `EMAModel` would keep
-a whole float32 copy on every rank of a ZeRO-3 run, or gather each parameter at every step.
+torch's `AveragedModel` and diffusers' `EMAModel` would keep a whole float32 copy on every rank of a
+ZeRO-3 run, or gather each parameter at every step.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from align.config import EMAConfig
 
-__all__ = ["ShardedEMA"]
+__all__ = ["ShardedEMA", "changed"]
 
 
 def _shard(parameter: nn.Parameter) -> Tensor:
@@ -28,19 +27,36 @@ def _shard(parameter: nn.Parameter) -> Tensor:
     return getattr(parameter, "ds_tensor", parameter).data
 
 
+@contextlib.contextmanager
+def changed(
+    parameters: Mapping[str, nn.Parameter], change: Callable[[str, Tensor], object]
+) -> Iterator[None]:
+    """Within, the shards hold what ``change(name, shard)`` makes of them in place; afterwards the
+    very bits that they held before.
+
+    Those lie in host memory meanwhile: a card that trains all parameters has no room for a copy.
+    """
+    shards = {name: _shard(parameter) for name, parameter in parameters.items()}
+    with torch.no_grad():
+        kept = {name: shard.to("cpu", copy=True) for name, shard in shards.items()}
+        for name, shard in shards.items():
+            change(name, shard)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, shard in shards.items():
+                shard.copy_(kept[name])
+
+
 class ShardedEMA:
     """``average = decay * average + (1 - decay) * weight`` in float32, after each step."""
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: EMAConfig, offset: float = 0.0
-    ) -> None:
-        """``offset`` is added to the weights that the average starts from."""
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: EMAConfig) -> None:
         self.config = config
         self.num_updates = 0
         self._parameters = dict(parameters)
         self._average = {n: _shard(p).float().clone() for n, p in self._parameters.items()}
-        if offset:
-            torch._foreach_add_(list(self._average.values()), offset)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -49,22 +65,12 @@ class ShardedEMA:
         decay = self.config.decay
         if self.config.warmup:
             decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
-        weights = [_shard(p).float() for p in self._parameters.values()]
-        get_ema_multi_avg_fn(decay)(list(self._average.values()), weights, self.num_updates)
+        for name, parameter in self._parameters.items():  # one by one: each is cast to float32
+            self._average[name].lerp_(_shard(parameter).float(), 1 - decay)
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within, the shards hold the average; afterwards the very weights they held before."""
-        with torch.no_grad():
-            weights = {n: _shard(p).clone() for n, p in self._parameters.items()}
-            for name, parameter in self._parameters.items():
-                _shard(parameter).copy_(self._average[name])
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    _shard(parameter).copy_(weights[name])
+    def applied(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the shards hold the average."""
+        return changed(self._parameters, lambda name, shard: shard.copy_(self._average[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self._average, "num_updates": torch.tensor(self.num_updates)}

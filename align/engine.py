@@ -27,8 +27,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from align.config import EMAConfig, OptimizerConfig, TrainConfig
-from align.ema import ShardedEMA
+from align.config import OptimizerConfig, TrainConfig
+from align.ema import ShardedEMA, changed
 from align.layouts import announce_fsdp, choose_layout, load_models_whole
 from align.objectives.base import LossOutput
 from align.optim import ReducedOptimizer, make_optimizer
@@ -298,9 +298,8 @@ class Engine:
     @contextlib.contextmanager
     def nudged(self, distance: float) -> Iterator[None]:
         """Within, every trained weight is larger by ``distance``; then all are what they were."""
-        moved = ShardedEMA(self._named, EMAConfig(), offset=distance)
         try:
-            with moved.applied():
+            with changed(self._named, lambda _, shard: shard.add_(distance)):
                 self.layout.refresh()
                 yield
         finally:

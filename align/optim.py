@@ -115,8 +115,11 @@ class ReducedOptimizer(Optimizer):
         return 0.0 if square is None else float(square.sqrt())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As any optimizer's, but tensors keep their dtypes; torch casts to the weights'."""
-        super().load_state_dict(dict(state_dict))
+        """As any optimizer's, but tensors keep their dtypes.
+
+        torch would cast all of them to the weights' first: codes of a byte to two, on the card.
+        """
+        super().load_state_dict({**state_dict, "state": {}})
         for index, parameter in enumerate(self._places):
             saved = state_dict["state"].get(index, {})
             self.state[parameter] = {
