@@ -1,7 +1,8 @@
 """What each process of a launch runs; see test_distributed.py.
 
 ``launched_runs.py DATA MODEL OUT``: SFT of all parameters, the same continued from a checkpoint,
-DPO and GRPO by LoRA, and GRPO with weights that differ between the processes.
+DPO and GRPO by LoRA, GRPO with weights that differ between the processes, and the golden
+trajectories.
 """
 
 from __future__ import annotations
@@ -14,6 +15,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from golden_cases import (
+    CASES,
+    HAVE_STORED_ERRORS,
+    LR,
+    SETTINGS_OF_PAIRS,
+    WEIGHT_DECAY,
+    launched_trajectory,
+    live,
+)
 from run_data import FirstChannel, dpo_config, grpo_config, sft_config
 from torch.distributed.tensor import DTensor
 
@@ -51,6 +61,7 @@ def main(data: Path, model: Path, out: Path) -> None:
     train_sft(sft.model_copy(update={"output_dir": out / "continued"}))
     train_dpo(dpo_config(data, model, out / "dpo", **DPO))
     train_grpo(grpo_config(data, model, out / "grpo", **GRPO), FirstChannel())
+    follow_golden(data, model, out, state)
     if "zero3" not in out.name and "fsdp2" not in out.name:
         start_unequal(data, model, out, state)
     leave()
@@ -67,12 +78,39 @@ def note_held(out: Path) -> None:
         states = getattr(optimizer, "optimizer", optimizer).state.values()
         held = {
             "trained": self.num_trained,
+            "type": type(next(iter(self.model.parameters())).data).__name__,
             "weights": sum(map(local_size, weights)),
             "moments": sum(local_size(s["exp_avg"]) for s in states if "exp_avg" in s),
         }
         (out / f"held-{self.rank}.json").write_text(json.dumps(held))
 
     Engine.save = save_and_note
+
+
+def follow_golden(data: Path, model: Path, out: Path, state: PartialState) -> None:
+    """Ten steps of every objective, with micro-batches of one or of four, recomputed activations
+    or kept ones, a stored reference or a live one.
+
+    A launch has all of these, and an objective meets them in one launch or another. DeepSpeed's
+    hooks take seconds an objective: it leaves out the further settings of pairs, and accumulates
+    for one objective alone.
+    """
+    launch = out.name.removesuffix("0")  # pytest numbers its folders
+    optimizer = {"lr": LR, "weight_decay": WEIGHT_DECAY, "max_grad_norm": 1e6}
+    config = sft_config(data, model, out / "golden", optimizer=optimizer, ema=None)
+    found = {}
+    for place, (name, (objective, make)) in enumerate(CASES.items()):
+        is_slow = launch.startswith("zero")
+        if is_slow and name in SETTINGS_OF_PAIRS:
+            continue
+        choice = place + len(launch)
+        ones = name == "dpo_anchored" if is_slow else choice % 2 == 0
+        if name in HAVE_STORED_ERRORS and choice % 3 == 0:
+            make = live(make)
+        rows = launched_trajectory(config, objective, make, 1 if ones else 4, choice // 2 % 2 == 1)
+        found[name] = rows
+    if state.is_main_process:
+        (out / "golden.json").write_text(json.dumps(found))
 
 
 def local_size(tensor: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from golden_cases import CASES, GOLDEN, SETTINGS_OF_PAIRS, assert_follows
 from launched_runs import DPO, GRPO
 from run_data import FirstChannel, dpo_config, grpo_config, losses, sft_config, write_data
 
@@ -80,6 +82,15 @@ def test_two_processes_follow_one(launched, alone):
     assert len(losses(launched / "sft")) == 11
 
 
+def test_ten_steps_of_every_objective_are_those_that_were_recorded(launched):
+    """The plain loop's in one process, see test_golden.py."""
+    found, recorded = (json.loads(p.read_text()) for p in (launched / "golden.json", GOLDEN))
+    assert CASES.keys() - found.keys() <= set(SETTINGS_OF_PAIRS)
+    assert len(found) == (9 if "zero" in launched.name else len(CASES))
+    for name, rows in found.items():
+        assert_follows(rows, recorded[name])
+
+
 LAYOUTS = {
     "ddp": ("replicated", False, False),
     "zero2": ("deepspeed-zero2-2", False, True),
@@ -95,6 +106,8 @@ def test_each_process_holds_its_part(launched):
     assert read_json(launched / "sft" / "run.json")["backend"] == name
     for rank in (0, 1):
         held = read_json(launched / f"held-{rank}.json")
+        # DeepSpeed's parts are no tensor class of their own: their sizes are what shows them.
+        assert held["type"] == ("DTensor" if launch == "fsdp2" else "Tensor")
         for part, is_sharded in zip(("weights", "moments"), are_sharded, strict=True):
             share = held[part] / held["trained"]
             assert (0.4 < share < 0.6) if is_sharded else share >= 1.0, (rank, part, share)
