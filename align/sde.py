@@ -33,7 +33,7 @@ import math
 import torch
 from torch import Tensor
 
-from align.mmdit.flow import per_sample, predict_noise, predict_x0
+from align.mmdit.flow import at_least_float32, per_sample, predict_noise, predict_x0
 
 SDE_KINDS = ("flow", "cps", "dance")
 
@@ -58,12 +58,12 @@ def sde_step(
         kind: of `SDE_KINDS`.
 
     Returns:
-        ``mean (B, C, H, W)`` and ``std (B,)``, float32.
+        ``mean (B, C, H, W)`` and ``std (B,)``, in float32 or float64.
     """
     if kind not in SDE_KINDS:
         raise ValueError(f"kind is {kind!r}; choices: {', '.join(SDE_KINDS)}")
-    sigma, sigma_next = sigma.to(x_t.device).float(), sigma_next.to(x_t.device).float()
-    x_t, velocity = x_t.float(), velocity.float()
+    sigma, sigma_next = (at_least_float32(s.to(x_t.device)) for s in (sigma, sigma_next))
+    x_t, velocity = at_least_float32(x_t), at_least_float32(velocity)
     if kind == "cps":
         return _cps_step(x_t, velocity, sigma, sigma_next, noise_level)
     dt = sigma_next - sigma
@@ -91,7 +91,7 @@ def _cps_step(
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """``log N(x; mean, std^2 I)`` in nats, summed: ``(B,)`` float64; ``std (B,)``."""
-    squares = (x.float() - mean).square().flatten(1).sum(1, dtype=torch.float64)
+    squares = (at_least_float32(x) - mean).square().flatten(1).sum(1, dtype=torch.float64)
     std = std.double()
     log_normalizer = torch.log(std) + 0.5 * math.log(2 * math.pi)
     return -squares / (2 * std.square()) - x[0].numel() * log_normalizer

@@ -28,6 +28,11 @@ def per_sample(scalar: Tensor, like: Tensor) -> Tensor:
     return scalar.to(like.device).view(-1, *([1] * (like.ndim - 1)))
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays, so that closed forms can be compared in it."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def interpolate(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """``x_t = (1 - sigma) x_0 + sigma noise``; ``x_0, noise (B, ...)``, ``sigma (B,)``."""
     sigma = per_sample(sigma, x_0)
@@ -50,8 +55,9 @@ def predict_noise(x_t: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 
 
 def velocity_error(velocity: Tensor, x_0: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity for each sample, ``(B,)``, in float32."""
-    error = velocity.float() - velocity_target(x_0.float(), noise.float())
+    """Mean squared error of the velocity for each sample, ``(B,)``, in float32 or float64."""
+    target = velocity_target(at_least_float32(x_0), at_least_float32(noise))
+    error = at_least_float32(velocity) - target
     return error.square().flatten(1).mean(1)
 
 

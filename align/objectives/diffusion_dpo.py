@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from align.mmdit.adapters.base import Conditioning
-from align.mmdit.flow import interpolate, velocity_error, velocity_target
+from align.mmdit.flow import (
+    at_least_float32,
+    interpolate,
+    velocity_error,
+    velocity_target,
+)
 from align.objectives.base import LossOutput, by_sigma, mean_output
 from align.objectives.preferences import (
     MARGIN_LOSSES,
@@ -80,8 +85,9 @@ def region_error(velocity: Tensor, x_0: Tensor, noise: Tensor, region: Tensor) -
 
     A mean over the region: its size does not change the scale on which beta works.
     """
-    squares = (velocity.float() - velocity_target(x_0.float(), noise.float())).square()
-    weights = region.float().expand_as(squares)
+    target = velocity_target(at_least_float32(x_0), at_least_float32(noise))
+    squares = (at_least_float32(velocity) - target).square()
+    weights = at_least_float32(region).expand_as(squares)
     return (squares * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
 
 

@@ -165,7 +165,7 @@ class FlowGRPO:
             losses = losses + self.beta * kl
         log_ratio = log_ratio.detach()
         return LossOutput(
-            loss=losses.mean().float() / math.sqrt(num_elements),
+            loss=losses.mean().to(mean.dtype) / math.sqrt(num_elements),
             metrics={
                 "kl": kl.detach().mean().float(),
                 "clip_ratio": clipped.float().mean(),

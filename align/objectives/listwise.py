@@ -57,7 +57,7 @@ def list_errors(policy: Policy, batch: ListBatch) -> Tensor:
     x_t = interpolate(batch.latents, noise, sigma)
     velocity = policy.velocity(x_t, sigma, batch.cond.select(rows))
     errors = velocity_error(velocity, batch.latents, noise)
-    return torch.zeros(batch.mask.shape, device=errors.device).masked_scatter(batch.mask, errors)
+    return errors.new_zeros(batch.mask.shape).masked_scatter(batch.mask, errors)
 
 
 def list_reference_errors(policy: Policy, batch: ListBatch) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from align.mmdit.adapters.base import Conditioning
-from align.mmdit.flow import interpolate, predict_x0, velocity_error
+from align.mmdit.flow import at_least_float32, interpolate, predict_x0, velocity_error
 from align.objectives.base import LossOutput, mean_output
 from align.objectives.flow_grpo import is_clipped, surrogate
 from align.policy import Policy
@@ -45,7 +45,7 @@ class SampleBatch:
 def sample_velocity(policy: Policy, batch: SampleBatch) -> Tensor:
     """The policy's velocity at the batch's noise, ``(B, C, h, w)`` float32; without guidance."""
     x_t = interpolate(batch.latents, batch.noise, batch.sigma)
-    return policy.velocity(x_t, batch.sigma, batch.cond).float()
+    return at_least_float32(policy.velocity(x_t, batch.sigma, batch.cond))
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class AWM:
         log_ratio = self.log_ratio(batch, velocity)
         num_elements = batch.latents[0].numel()
         advantages = batch.advantages.double()
-        losses = surrogate(log_ratio, advantages, self.clip_range, num_elements).float()
-        losses = losses / math.sqrt(num_elements)
+        losses = surrogate(log_ratio, advantages, self.clip_range, num_elements)
+        losses = losses.to(velocity.dtype) / math.sqrt(num_elements)
         losses = losses + self.beta * _reference_distance(self.beta, policy, batch, velocity)
         log_ratio = log_ratio.detach()
         figures = {
