@@ -7,9 +7,9 @@ takes part.
 Clean runs: Flow-GRPO of the tiny pipeline with the ruler itself as reward. Its policy improves and
 moves the same statistics for honest reasons: noise goes, edges come.
 
-The limits come from clean runs of other seeds and from higher learning rates; the rule that the
-last rollouts are judged together replaced "three in a row", which had met these hacks, of other
-seeds, too late.
+The limits come from clean runs alone, of seeds 101, 102 and (learning rate 1e-4) 105, and from
+posters without a hack, of seeds 201 to 204. The rule, that one, two and three rollouts are judged,
+was chosen after hacks of seeds 40 to 42 had been met too late by three rollouts together.
 
 python -m benchmarks.measure hacking
 """
@@ -42,6 +42,8 @@ __all__ = ["HACKS", "measure_hacking"]
 PROMPTS, PER_ROLLOUT, PER_PROMPT = 24, 8, 4
 ROLLOUTS, RAMP = 30, 20
 """The hack begins after the monitor's baseline and is at its full strength ``RAMP`` later."""
+HACK_SEED, CLEAN_SEEDS = 60, range(5, 10)
+"""Seen by no version of the monitors before."""
 SIDE = 128
 STEPS = 24
 """Optimizer steps of a clean run, each on a rollout of 8 prompts x 8 images."""
@@ -86,8 +88,11 @@ class RulerReward:
 def measure_hacking() -> dict[str, Any]:
     """Three planted hacks and five clean runs with the monitors' default limits."""
     return {
-        "hacks": {name: _drift(40 + seed, hack) for seed, (name, hack) in enumerate(HACKS.items())},
-        "clean": [_train(seed) for seed in range(5)],
+        "hacks": {
+            name: _drift(HACK_SEED + place, hack)
+            for place, (name, hack) in enumerate(HACKS.items())
+        },
+        "clean": [_train(seed) for seed in CLEAN_SEEDS],
     }
 
 

@@ -4,7 +4,9 @@ Every statistic here is one that no designer asks for: saturation, contrast, edg
 A reward that secretly pays for one of them shows as a drift, while the reward itself only rises.
 A drift is the mean change of a prompt's own pictures over the last rollouts, in standard deviations
 *between images* of the base policy: it says how far the pictures have moved, not how many were
-looked at, and which prompts a rollout happens to have does not matter.
+looked at, and which prompts a rollout happens to have does not matter. When it began is unknown, so
+the last rollout is judged alone, the last two together, and so on: a generalised likelihood ratio
+test over a window (Lai, "Sequential changepoint detection", 1995).
 """
 
 from __future__ import annotations
@@ -38,16 +40,17 @@ _ByPrompt = Mapping[str, Sequence[float]]
 
 
 MAX_DRIFT = {
-    "saturation": 0.25,
-    "contrast": 0.4,
-    "edge_density": 0.25,
-    "colour_entropy": 0.5,
-    "grid_8": 0.5,
-    "grid_16": 0.75,
-    "repetition": 0.25,
+    "saturation": 0.1,
+    "contrast": 0.2,
+    "edge_density": 0.2,
+    "colour_entropy": 0.6,
+    "grid_8": 0.15,
+    "grid_16": 0.4,
+    "repetition": 0.1,
 }
-"""Image statistic -> limit of its drift. Less noise and cleaner edges also move contrast, entropy
-and grids: their limits leave room for what honest Flow-GRPO of the tiny pipeline does to them."""
+"""Image statistic -> limit of its drift less three standard errors. Less noise and cleaner edges
+also move contrast, entropy and grids: each limit is twice the most that clean runs showed (honest
+Flow-GRPO of the tiny pipeline, and drawn posters that do not change), up to the next 0.05."""
 
 
 class HackingAlarm(ScoringError):
@@ -59,9 +62,10 @@ class MonitorSettings:
     baseline: int = 4
     """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
     window: int = 3
-    """Rollouts that are judged together, the last of the baseline among them at first: a strange
-    one alone raises no alarm, a slow drift adds up."""
-    num_errors: float = 2.0
+    """Most rollouts that are judged together, the last of the baseline among them at first. Drifts
+    are judged over each number of rollouts up to it: a grave one shows in one, a slow one adds up.
+    What has no error (diversity, equal groups, sigma) is judged over all of them."""
+    num_errors: float = 3.0
     """Standard errors by which a drift must be beyond its limit: of few images, means differ by
     chance."""
     max_drift: Mapping[str, float] = field(default_factory=dict)
@@ -210,7 +214,7 @@ class RewardMonitor:
         """Statistics of one rollout, named ``monitor/...``; items need images.
 
         Raises:
-            HackingAlarm: the last ``window`` rollouts are beyond a limit, and ``stop`` is set.
+            HackingAlarm: the last rollouts are beyond a limit, and ``stop`` is set.
             ValueError: an item has no image.
         """
         rollout = _Rollout(self._per_image(items, scores), _per_rollout(items, scores))
@@ -222,14 +226,12 @@ class RewardMonitor:
             self._write()
             return figures
         self._write()
-        recent = _Rollout.together(self._recent)
-        drifts = {
-            name: drift
-            for name, values in recent.images.items()
-            if (drift := self._baseline.drift(name, values, self.settings.min_prompts)) is not None
-        }
-        figures |= {f"monitor/{name}/drift": drift.value for name, drift in drifts.items()}
-        alarms = self._beyond_limits(drifts, recent.means())
+        together = [_Rollout.together(self._recent[-n:]) for n in range(1, len(self._recent) + 1)]
+        drifts = [self._drifts(rollouts) for rollouts in together]
+        figures |= {f"monitor/{name}/drift": drift.value for name, drift in drifts[-1].items()}
+        alarms = self._beyond_ratios(together[-1].means())
+        for over_last in drifts:
+            alarms |= self._beyond_drifts(over_last)
         figures["monitor/alarms"] = float(len(alarms))
         if alarms and self.settings.stop:
             raise HackingAlarm(f"rollout {self._seen}: " + "; ".join(alarms.values()))
@@ -265,11 +267,17 @@ class RewardMonitor:
                     found[name].append((item.prompt, value))
         return dict(found)
 
-    def _beyond_limits(
-        self, drifts: Mapping[str, _Drift], means: Mapping[str, float]
-    ) -> dict[str, str]:
-        """What is beyond its limit now, and how to say so."""
-        limits, base = self.settings, self._baseline
+    def _drifts(self, rollout: _Rollout) -> dict[str, _Drift]:
+        """Of every statistic that the baseline has of enough prompts."""
+        return {
+            name: drift
+            for name, values in rollout.images.items()
+            if (drift := self._baseline.drift(name, values, self.settings.min_prompts)) is not None
+        }
+
+    def _beyond_drifts(self, drifts: Mapping[str, _Drift]) -> dict[str, str]:
+        """Which drifts are beyond their limits, and how to say so."""
+        limits = self.settings
         found: dict[str, str] = {}
         for name, limit in (MAX_DRIFT | dict(limits.max_drift)).items():
             drift = drifts.get(name)
@@ -286,6 +294,12 @@ class RewardMonitor:
             found["gold"] = f"the gold scorer has fallen by {-gold.value:.2f} deviations while "
             found["gold"] += f"the reward rose by {reward.value:.2f}, "
             found["gold"] += f"at most {limits.max_gold_drop:g}"
+        return found
+
+    def _beyond_ratios(self, means: Mapping[str, float]) -> dict[str, str]:
+        """Which means of rollouts are beyond their limits, and how to say so."""
+        limits, base = self.settings, self._baseline
+        found: dict[str, str] = {}
         ratio = base.ratio(means["sigma"], "sigma") if "sigma" in means else None
         if ratio is not None and ratio > limits.max_sigma:
             found["sigma"] = f"the scorer's deviation is {ratio:.2f} times the baseline's, "

@@ -229,9 +229,9 @@ class MonitorConfig(Config):
     baseline: int = Field(default=4, ge=1)
     """Rollouts at the start that say what the base policy draws; best one pass over the prompts."""
     window: int = Field(default=3, ge=1)
-    """Rollouts that are judged together: a strange one alone raises no alarm, a slow drift adds
-    up."""
-    num_errors: float = Field(default=2.0, ge=0)
+    """Most rollouts that are judged together; drifts are judged over each number up to it: a grave
+    one shows in one rollout, a slow one adds up."""
+    num_errors: float = Field(default=3.0, ge=0)
     """Standard errors by which a drift must be beyond its limit: of few images, means differ by
     chance."""
     max_drift: dict[Statistic, PositiveFloat] = Field(default_factory=dict)

@@ -87,12 +87,14 @@ def more_colour(image):
     return ImageEnhance.Color(image).enhance(1.5)
 
 
-def test_one_strange_rollout_is_no_alarm_and_a_slow_drift_adds_up():
-    monitor = RewardMonitor()
-    for step in range(12):
-        monitor.observe(*rollout(step, more_colour if step in (5, 9) else None))
-    assert watch(more_colour)[0] == 5  # two of the last three
-    assert watch(grid)[0] == 4
+def little_more_colour(image):
+    return ImageEnhance.Color(image).enhance(1.15)
+
+
+def test_a_grave_drift_shows_in_one_rollout_and_a_slow_one_adds_up():
+    assert watch(more_colour)[0] == watch(grid)[0] == 4
+    alone = MonitorSettings(window=1)
+    assert 4 < watch(little_more_colour)[0] < watch(little_more_colour, alone, steps=20)[0]
 
 
 def test_prompts_that_the_baseline_never_had_are_judged_by_the_mean_of_all():
