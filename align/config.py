@@ -209,6 +209,15 @@ class DPOConfig(OfflineConfig):
     validation: ValidationConfig = ValidationConfig(every=0)
 
     @model_validator(mode="after")
+    def _streams_a_whole_model(self) -> DPOConfig:
+        if self.reference.mode == "streamed" and self.lora is not None:
+            raise ValueError(
+                "reference.mode is 'streamed', but a LoRA's reference is its own base with the "
+                "adapter off: choose 'cached' or 'live'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prior_noise_of_pairs(self) -> DPOConfig:
         if self.noise == "prior" and self.objective.loss_type in ("kto", "plackett_luce"):
             raise ValueError(

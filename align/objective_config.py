@@ -31,9 +31,10 @@ class TimestepConfig(Config):
 class ReferenceConfig(Config):
     """Where the reference model's errors come from."""
 
-    mode: Literal["cached", "live"] = "cached"
+    mode: Literal["cached", "live", "streamed"] = "cached"
     """``cached``: drawn up front as two numbers a pair and draw, so that no reference stays in
-    memory. ``live``: computed at each step (adapters off, or a frozen copy)."""
+    memory. ``live``: computed at each step (adapters off, or a frozen copy). ``streamed``: so too,
+    by a copy in host memory whose blocks pass over the card one after the other."""
     draws: Positive = 4
     """Cached mode: (noise level, noise) draws for each pair, used in turn by its epochs."""
     tolerance: float = Field(default=0.5, ge=0)

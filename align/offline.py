@@ -39,7 +39,7 @@ from align.objectives.feedback import Feedback
 from align.objectives.listwise import KTO, PlackettLuce
 from align.objectives.preferences import implicit_rewards
 from align.objectives.sft import SFT, SFTBatch, noised, sft_errors
-from align.policy import Policy
+from align.policy import Policy, Reference
 from align.preflight import (
     check_accumulation,
     check_batch_size,
@@ -54,6 +54,9 @@ from align.trainer import Patience, Trainer
 __all__ = ["train_dpo", "train_sft"]
 
 logger = logging.getLogger(__name__)
+
+REFERENCES: dict[str, Reference] = {"cached": "none", "live": "copy", "streamed": "streamed"}
+"""``reference.mode`` to what the policy keeps."""
 
 
 def train_sft(config: SFTConfig) -> RunResult:
@@ -228,7 +231,8 @@ def _open_preferences(
         [sample.prompt for sample in samples],
         config.data,
     )
-    policy = trainer.build_policy(plan.accumulation, plan.micro, "none" if cached else "copy")
+    reference = REFERENCES[config.reference.mode]
+    policy = trainer.build_policy(plan.accumulation, plan.micro, reference)
     draws = _draws(config, trainer, features)
 
     def batches(part: list, num_draws: int | None, prefix: str = "") -> PreferenceBatches:

@@ -42,15 +42,17 @@ class Gpu:
     """Memory bandwidth."""
     bus_gb_per_s: float
     """Of collectives inside a machine, as NCCL counts it."""
+    host_gb_per_s: float
+    """From pinned host memory."""
 
 
 GPUS = {
-    "h200-141gb": Gpu(139, 989, 4800, 370),
-    "h100-80gb": Gpu(78, 989, 3350, 370),
-    "h800-80gb": Gpu(78, 989, 3350, 165),
-    "a100-80gb": Gpu(78, 312, 2040, 230),
-    "l40s-48gb": Gpu(44, 362, 864, 25),
-    "rtx4090-24gb": Gpu(23, 165, 1008, 20),
+    "h200-141gb": Gpu(139, 989, 4800, 370, 50),
+    "h100-80gb": Gpu(78, 989, 3350, 370, 50),
+    "h800-80gb": Gpu(78, 989, 3350, 165, 50),
+    "a100-80gb": Gpu(78, 312, 2040, 230, 25),
+    "l40s-48gb": Gpu(44, 362, 864, 25, 25),
+    "rtx4090-24gb": Gpu(23, 165, 1008, 20, 25),
 }
 GPUS_A_MACHINE = 8
 MACHINE_GB_PER_S = 340.0
@@ -71,7 +73,8 @@ ASSUMPTIONS = (
     f"{BANDWIDTH:.0%} of the bandwidth",
     f"{WORKSPACE // GIB} GiB for the CUDA context, workspaces and fragmentation",
     "images and prompts are encoded beforehand; validation, decoding and rewards are not counted",
-    "collectives overlap with computing; a step takes the longer of the two",
+    "collectives overlap with computing; a step takes the longer of the two; so does a streamed "
+    "reference with its copies out of host memory",
     f"between machines of {GPUS_A_MACHINE}: {MACHINE_GB_PER_S:.0f} GB/s each; hsdp shards inside a "
     "machine",
 )
@@ -109,11 +112,13 @@ class Workload:
         return 2 if halves or (config.lora and config.dtype == "bfloat16") else 4
 
     @property
-    def is_live_reference(self) -> bool:
+    def reference(self) -> Literal["cached", "live", "streamed"]:
+        """Where a reference is during the steps; ``cached``: nowhere."""
         config = self.config
         if isinstance(config, DPOConfig):
-            return config.reference.mode == "live"
-        return isinstance(config, GRPOConfig) and config.objective.needs_reference
+            return config.reference.mode
+        is_live = isinstance(config, GRPOConfig) and config.objective.needs_reference
+        return "live" if is_live else "cached"
 
 
 def workload_of(
@@ -222,20 +227,10 @@ def make_plan(workload: Workload, gpu: Gpu, count: int, sharding: Sharding | Non
     Raises:
         ValueError: the GPUs cannot share the batch, or the optimizer cannot be sharded.
     """
-    config = workload.config
     if sharding is None:
-        sharding = "zero3" if count > 1 and config.lora is None else "none"
-    if sharding != "none" and config.optimizer.type != "adamw":
-        raise ValueError(
-            f"optimizer.type is {config.optimizer.type!r}: under {sharding} it is adamw"
-        )
-    if config.optimizer.gradient_release and count > 1:
-        raise ValueError(f"optimizer.gradient_release needs one GPU, got {count}")
-    if workload.samples % count:
-        raise ValueError(f"{workload.samples} samples a step cannot be shared by {count} GPUs")
-    share = workload.samples // count
-    micro = min(workload.micro_samples or share, share)
-    seconds, useful = _compute(workload, gpu, share)
+        sharding = "zero3" if count > 1 and workload.config.lora is None else "none"
+    share, micro = _share(workload, count, sharding)
+    seconds, useful = _compute(workload, gpu, share, micro)
     drawing, drawn_useful = _drawing(workload, gpu, -(-workload.drawn // count))
     shards = _shards(count, sharding)
     moved = 2 * sum(_state(workload, sharding).values()) * workload.trained / shards
@@ -271,6 +266,34 @@ def scaling_curve(
 # Parts --------------------------------------------------------------------------------------------
 
 
+def _share(workload: Workload, count: int, sharding: Sharding) -> tuple[int, int]:
+    """Samples of a step on one GPU, and of one forward pass; refuses what the trainers refuse."""
+    config, optimizer = workload.config, workload.config.optimizer
+    if sharding != "none" and optimizer.type != "adamw":
+        raise ValueError(f"optimizer.type is {optimizer.type!r}: under {sharding} it is adamw")
+    if isinstance(config, GRPOConfig) and config.prompts_per_step % count:
+        raise ValueError(
+            f"prompts_per_step {config.prompts_per_step} cannot be shared by {count} GPUs"
+        )
+    unit = 2 if workload.kind == "dpo" else 1
+    share, rest = divmod(workload.samples, count * unit)
+    if rest or not share:
+        raise ValueError(
+            f"{workload.samples // unit} samples a step cannot be shared by {count} GPUs"
+        )
+    micro = min(workload.micro_samples or share * unit, share * unit)
+    if share * unit % micro:
+        raise ValueError(
+            f"micro_batch_size {micro // unit} does not divide the {share} samples of each GPU"
+        )
+    if optimizer.gradient_release and (count > 1 or share * unit > micro):
+        raise ValueError(
+            "optimizer.gradient_release needs one GPU and one micro-batch a step, got "
+            f"{count} and {share * unit // micro}"
+        )
+    return share * unit, micro
+
+
 def _shards(count: int, sharding: Sharding) -> int:
     """Parts that the states are cut into."""
     if sharding == "hsdp":
@@ -287,6 +310,14 @@ def _state(workload: Workload, sharding: Sharding) -> dict[str, float]:
     parts = state_bytes_per_parameter(workload.config.optimizer)
     autocast = workload.config.mixed_precision == "bf16" and parts["weights"] == 4
     return parts | ({"weights in bf16 (autocast)": 2.0} if autocast else {})
+
+
+def _loaded_size(workload: Workload, sharding: Sharding) -> int:
+    """Bytes of a weight as a process loads it, and as its reference is."""
+    config = workload.config
+    if config.lora is not None or sharding in ("zero2", "zero3"):
+        return 2 if config.dtype == "bfloat16" else 4
+    return 4 if config.optimizer.weights == "float32" else 2
 
 
 def _memory(workload: Workload, count: int, sharding: Sharding, micro: int) -> dict[str, float]:
@@ -308,8 +339,11 @@ def _memory(workload: Workload, count: int, sharding: Sharding, micro: int) -> d
     }
     parts_of_weights = shards if sharding in SHARDS_WEIGHTS else 1
     parts["frozen weights"] = frozen * size / parts_of_weights
-    if workload.is_live_reference and config.lora is None:
-        parts["reference"] = shape.parameters * parts["weights"] / workload.trained
+    if config.lora is None and workload.reference == "live":  # whole on every GPU
+        parts["reference"] = _loaded_size(workload, sharding) * float(shape.parameters)
+    if workload.reference == "streamed":
+        here = shape.parameters - (shape.num_layers - 2) * shape.block_parameters
+        parts["reference's blocks"] = _loaded_size(workload, sharding) * float(here)
     if config.ema is not None:
         parts["moving average"] = 4.0 * workload.trained / parts_of_weights
     parts["activations"] = micro * shape.peak_bytes(
@@ -343,14 +377,17 @@ def _pass_seconds(workload: Workload, gpu: Gpu) -> tuple[float, float]:
     return forward, _seconds(gpu, *flops, ATTENTION_BACKWARD, back)
 
 
-def _compute(workload: Workload, gpu: Gpu, samples: int) -> tuple[float, float]:
-    """Seconds and useful FLOPs of training ``samples``."""
+def _compute(workload: Workload, gpu: Gpu, samples: int, micro: int) -> tuple[float, float]:
+    """Seconds and useful FLOPs of training ``samples``, ``micro`` at a time."""
     forward, backward = _pass_seconds(workload, gpu)
     again = {"none": 0.0, "full": forward}.get(workload.recompute)
     if again is None:  # selective: elementwise work alone
         linear, attention = workload.shape.forward_flops(workload.tokens)
         again = forward - _seconds(gpu, linear, attention, ATTENTION_FORWARD, 0)
-    reference = forward if workload.is_live_reference else 0.0
+    reference = 0.0 if workload.reference == "cached" else forward
+    if workload.reference == "streamed":  # once a micro-batch, beside the computing
+        size = _loaded_size(workload, "none") * workload.shape.parameters
+        reference = max(reference, size / (gpu.host_gb_per_s * 1e9) / micro)
     useful = 3 * sum(workload.shape.forward_flops(workload.tokens))
     return samples * (forward + backward + again + reference), samples * useful
 

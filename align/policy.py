@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig
@@ -18,19 +18,22 @@ from torch import Tensor, nn
 
 from align.mmdit.adapters.base import Conditioning, ModelAdapter
 from align.mmdit.blocks import BlockSettings, unwrap
+from align.mmdit.streaming import BlockStream, host_copy
 
-__all__ = ["Policy", "unwrap"]
+__all__ = ["Policy", "Reference", "unwrap"]
 
 STOCK = BlockSettings()
 ADAPTER_NAME = "default"
+Reference = Literal["copy", "streamed", "none"]
 
 
 class Policy:
     """A transformer under training, by LoRA or with all its parameters, and its reference.
 
     The reference is the transformer as it came: with a LoRA, the same weights with the adapter
-    off, at no memory; with full parameters a frozen copy (``reference="copy"``) or nothing
-    (``reference="none"``), when the objective needs none or reads cached reference errors.
+    off, at no memory; with full parameters a frozen copy (``reference="copy"``), one in host memory
+    whose blocks pass over the device (``"streamed"``), or nothing (``"none"``), when the objective
+    needs none or reads cached reference errors.
 
     ``transformer`` may be replaced by a wrapped form of itself (DDP, DeepSpeed, torch.compile).
     """
@@ -41,7 +44,7 @@ class Policy:
         transformer: nn.Module,
         *,
         lora: LoraConfig | None = None,
-        reference: Literal["copy", "none"] = "none",
+        reference: Reference = "none",
         blocks: BlockSettings = STOCK,
         seed: int = 0,
     ) -> None:
@@ -54,24 +57,28 @@ class Policy:
             blocks: How the transformer's blocks compute, what they keep for the backward pass.
             seed: Fixes the LoRA's first weights.
         """
-        if reference not in ("copy", "none"):
-            raise ValueError(f"reference is {reference!r}; choices: 'copy', 'none'")
+        if reference not in get_args(Reference):
+            choices = ", ".join(map(repr, get_args(Reference)))
+            raise ValueError(f"reference is {reference!r}; choices: {choices}")
         self.adapter = adapter
         self.transformer = transformer
         self.has_lora = lora is not None
         self._reference: nn.Module | None = None
+        self._is_streamed = reference == "streamed"
         self._reference_depth = 0
         if lora is None:
             if reference == "copy":
                 self._reference = copy.deepcopy(transformer).requires_grad_(False).eval()
+            elif reference == "streamed":
+                self._reference = host_copy(transformer)
             transformer.requires_grad_(True)
         else:
             transformer.requires_grad_(False)
             _add_lora(transformer, _with_targets(lora, adapter, transformer), seed)
         self._freeze_dead_parameters()
+        self._reference_blocks = replace(blocks, recompute="none", compile=False)
         if self._reference is not None:
-            kept = replace(blocks, recompute="none", compile=False)
-            adapter.install_blocks(self._reference, kept)
+            adapter.install_blocks(self._reference, self._reference_blocks)
         self.blocks = adapter.install_blocks(transformer, blocks)
         """What computes, in words."""
 
@@ -110,9 +117,17 @@ class Policy:
             self._reference_depth -= 1
 
     def move_reference(self, device: torch.device | str) -> None:
-        """Bring a frozen copy to where it computes; the trained weights are placed elsewhere."""
-        if self._reference is not None:
+        """Bring a frozen copy to where it computes; the trained weights are placed elsewhere.
+
+        A streamed one needs this once, on a CPU too: then its blocks begin to pass over ``device``.
+        """
+        if self._reference is None:
+            return
+        if not self._is_streamed:
             self._reference.to(device)
+            return
+        BlockStream(self._reference, device)
+        self.adapter.install_blocks(self._reference, self._reference_blocks)  # for that device
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.transformer.parameters() if p.requires_grad]

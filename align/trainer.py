@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ from align.interrupt import EXIT_CODE, listening
 from align.metrics import MetricsLog
 from align.mmdit.adapters import ModelAdapter, load_adapter
 from align.mmdit.blocks import BlockSettings
-from align.policy import Policy
+from align.policy import Policy, Reference
 from align.run import RunFolder, RunResult
 from rewards.digests import damage, digest_files, write_digests
 
@@ -196,7 +196,7 @@ class Trainer:
         return FeatureEncoder(self.model, folder, self.engine, getattr(torch, self.config.dtype))
 
     def build_policy(
-        self, accumulation: int, micro_batch_size: int, reference: Literal["copy", "none"] = "none"
+        self, accumulation: int, micro_batch_size: int, reference: Reference = "none"
     ) -> Policy:
         """Load the transformer, choose what is trained, and prepare it for this launch."""
         config = self.config

@@ -70,7 +70,8 @@ class PeakBytes(TorchDispatchMode):
 
 
 def measure_peaks(config: DPOConfig, layers: int = 60) -> dict[str, Any]:
-    """Peak bytes of the phases of a run of ``config`` on one device, one pair a step.
+    """Peak bytes of the phases of a run of ``config``, whose reference is cached, on one device;
+    a step is one pair.
 
     ``nudge`` holds the weights once more, which lie in host memory in a run.
     """
@@ -86,11 +87,8 @@ def measure_peaks(config: DPOConfig, layers: int = 60) -> dict[str, Any]:
         weights = config.optimizer.weights
         dtype = torch.float32 if weights == "float32" else torch.bfloat16
         blocks = BlockSettings(config.blocks, config.recompute)
-        is_live = config.reference.mode == "live"
         model = _materialize(model, dtype)
-        policy = Policy(
-            bench.adapter(), model, reference="copy" if is_live else "none", blocks=blocks
-        )
+        policy = Policy(bench.adapter(), model, blocks=blocks)  # type: ignore[arg-type]
         optimizer = make_optimizer(config.optimizer, policy.trainable_parameters())
         if config.optimizer.gradient_release:
             assert isinstance(optimizer, ReducedOptimizer)
@@ -105,7 +103,7 @@ def measure_peaks(config: DPOConfig, layers: int = 60) -> dict[str, Any]:
         batch = PairBatch(latents, latents.clone(), cond, latents.clone(), torch.zeros(1))
         with torch.no_grad():
             errors = pair_errors(policy, batch)
-        own = batch if is_live else replace(batch, reference_errors=errors)
+        own = replace(batch, reference_errors=errors)
         raw["reference"] = bytes_.phase()
         for step in ("first_step", "step"):
             _step(policy, optimizer, own)

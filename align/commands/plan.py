@@ -144,6 +144,8 @@ RUNGS: tuple[tuple[str, ...], ...] = (
     ("lora.rank=64", "dtype=bfloat16", "gradient_checkpointing=true", "micro_batch_size=1"),
 )
 """Overrides from the least change to the greatest."""
+REFERENCES = ((), ("reference.mode=streamed",), ("reference.mode=cached",))
+"""Instead of one in memory; each is tried with a rung before the next rung."""
 
 
 def refusal(plan: Plan, with_rung, with_count) -> str:
@@ -156,8 +158,13 @@ def refusal(plan: Plan, with_rung, with_count) -> str:
     from align.plan import GIB
 
     need = f"does not fit: {plan.peak_bytes / GIB:.1f} GiB of {plan.gpu.gib:g}"
+    rungs = [
+        (*rung, *reference)
+        for rung in ((), *RUNGS)
+        for reference in (REFERENCES if plan.workload.reference == "live" else ((),))
+    ]
     found = []
-    for rung in RUNGS:
+    for rung in rungs:
         if "gradient_release" in str(rung):
             rung = (*rung, *_one_micro_batch(plan))
         if _fits(lambda rung=rung: with_rung(rung)):
@@ -167,6 +174,8 @@ def refusal(plan: Plan, with_rung, with_count) -> str:
     enough = next((n for n in counts if _fits(lambda n=n: with_count(n))), None)
     if enough:
         found.append(f"take --count {enough}")
+    if not found:
+        return f"{need}; no settings and no number of this card that are known do"
     return "\n".join([need, *(f"next that fits: {text}" for text in found)])
 
 

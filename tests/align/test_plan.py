@@ -172,6 +172,52 @@ def test_a_run_that_cannot_fit_is_refused_with_the_next_rung(capsys):
     assert any("lora.rank" in text for rung in RUNGS for text in rung)
 
 
+def advised(capsys, gpu: str, *run: str) -> list[str]:
+    """The overrides that a refused plan names; with them the plan must fit."""
+    assert cli.main(["plan", *run, "--gpu", gpu]) == 1
+    said = capsys.readouterr().out.splitlines()
+    [advice] = [line for line in said if line.startswith("next that fits: set ")]
+    rung = advice.removeprefix("next that fits: set ").split()
+    assert cli.main(["plan", *run, *rung, "--gpu", gpu]) == 0
+    capsys.readouterr()
+    return rung
+
+
+def test_a_live_reference_that_does_not_fit_is_streamed(capsys):
+    live = str(FULL.parent / "qwen_image_80gb.yaml")
+    rung = advised(capsys, "h800-80gb", live, "reference.mode=live")
+    assert rung == ["reference.mode=streamed"]
+    found, other = (plan_of(live, f"reference.mode={mode}") for mode in ("streamed", "cached"))
+    blocks = found.memory["reference's blocks"]
+    assert found.peak_bytes - other.peak_bytes == blocks < 1.4 * 2**30
+    # One pair: 40.9 GB at 50 GB/s take longer than two forward passes.
+    assert found.compute_seconds - other.compute_seconds == pytest.approx(0.817, rel=0.01)
+
+
+def test_a_frozen_copy_is_whole_on_every_gpu():
+    """Sharding takes the policy alone; under FSDP2 the copy is float32, as the policy is."""
+    work = plan("reference.mode=live", count=8).workload
+    for sharding, size in (("zero3", 2), ("fsdp2", 4)):
+        found = make_plan(work, GPUS["h800-80gb"], 8, sharding)
+        assert found.memory["reference"] == size * work.shape.parameters
+
+
+def plan_of(path: str, *overrides: str, gpu: str = "h800-80gb"):
+    return make_plan(workload_of(load_config(DPOConfig, path, overrides)), GPUS[gpu], 1)
+
+
+def test_what_the_trainers_refuse_is_not_planned():
+    with pytest.raises(ValueError, match="one GPU and one micro-batch a step, got 1 and 2"):
+        plan_of(str(FULL.parent / "qwen_image_80gb.yaml"), "batch_size=2")
+    with pytest.raises(ValueError, match="1 samples a step cannot be shared by 2 GPUs"):
+        plan("batch_size=1", count=2)
+    with pytest.raises(ValueError, match="micro_batch_size 3 does not divide the 16 samples"):
+        plan("micro_batch_size=3", count=8)
+    config = load_config(KINDS["grpo"], FULL.parents[1] / "grpo/qwen_image_141gb.yaml")
+    with pytest.raises(ValueError, match="prompts_per_step 4 cannot be shared by 8 GPUs"):
+        make_plan(workload_of(config), GPUS["h200-141gb"], 8, "none")
+
+
 def test_the_scaling_curve_and_the_money(capsys):
     command = ["plan", str(FULL), "--gpu", "h800-80gb", "--count", "8", "--curve"]
     assert cli.main([*command, "--price", "2"]) == 0
@@ -228,7 +274,7 @@ def test_what_cannot_be_planned_says_why():
         plan("model=somebody/else")
     with pytest.raises(ValueError, match="under zero3 it is adamw"):
         plan("optimizer.type=adam8bit", count=8)
-    with pytest.raises(ValueError, match="256 samples a step cannot be shared by 7 GPUs"):
+    with pytest.raises(ValueError, match="128 samples a step cannot be shared by 7 GPUs"):
         plan(count=7)
 
 

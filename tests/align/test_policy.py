@@ -81,7 +81,7 @@ def test_full_parameters_without_a_reference_say_so(adapter, transformer):
     assert not policy.has_reference
     with pytest.raises(ValueError, match="keeps no reference"), policy.reference():
         pass
-    with pytest.raises(ValueError, match="choices: 'copy', 'none'"):
+    with pytest.raises(ValueError, match="choices: 'copy', 'streamed', 'none'"):
         Policy(adapter, transformer, reference="ema")  # type: ignore[arg-type]
 
 
