@@ -8,7 +8,7 @@ import logging
 import math
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from rewards.base import RewardItem, Score, ScorerSpec
 from rewards.text.accuracy import class_accuracy, combine
 from rewards.text.engines import PaddleEngine, TextEngine, TextLine
 from rewards.text.layout import (
+    certainty,
     evenness,
     glyph_profile,
     inside,
@@ -37,9 +38,11 @@ logger = logging.getLogger(__name__)
 
 COMPONENTS = (
     "accuracy", "han", "latin", "figures", "precision", "order", "upright", "legibility", "inside",
-    "evenness",
+    "evenness", "certainty",
 )  # fmt: skip
-LAYOUT = ("order", "upright", "legibility", "inside", "evenness")
+_FORMULA = 2
+"""Counts the ways in which a score was computed: calibrations hold for one of them."""
+LAYOUT = ("order", "upright", "legibility", "inside", "evenness", "certainty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,8 @@ class TextRenderingConfig:
 class _Clean:
     """What the engine makes of a target drawn without fault."""
 
-    floors: dict[str, float] = field(default_factory=dict)
+    text: str
+    confidence: float = 1.0
     profile: float = 0.0
 
 
@@ -93,7 +97,9 @@ class TextRenderingScorer:
     ):
         self.engine = engine or PaddleEngine()
         self.config = config or TextRenderingConfig()
-        settings = json.dumps([self.engine.name, self.engine.version, asdict(self.config)])
+        settings = json.dumps(
+            [_FORMULA, self.engine.name, self.engine.version, asdict(self.config)]
+        )
         self.spec = ScorerSpec(
             name="text_rendering",
             version=hashlib.sha256(settings.encode()).hexdigest()[:16],
@@ -131,7 +137,7 @@ class TextRenderingScorer:
         matches = match_targets(targets, lines)
         shown = [match.text if match else "" for match in matches]
         accuracies = [
-            combine(target.text, text, of.floors)
+            combine(target.text, text, of.text)
             for target, text, of in zip(targets, shown, clean, strict=True)
         ]
         readable = [value for value in accuracies if value is not None]
@@ -180,6 +186,7 @@ class TextRenderingScorer:
             "upright": float(np.mean([upright(line) for line, _ in own])),
             "legibility": float(np.mean([legibility(line, luminance) for line, _ in own])),
             "inside": float(np.mean([inside(line, image) for line, _ in own])),
+            "certainty": float(np.mean([certainty(line, of.confidence) for line, of in own])),
         }
         if self.config.clean_font is not None:
             shares = [evenness(glyph_profile(line, luminance), of.profile) for line, of in own]
@@ -191,17 +198,16 @@ class TextRenderingScorer:
 
     def _read_clean(self, text: str) -> _Clean:
         if self.config.clean_font is None:
-            return _Clean()
+            return _Clean(text)
         font = ImageFont.truetype(self.config.clean_font, 64, index=self.config.clean_face)
         image = Image.new("RGB", (math.ceil(font.getlength(text)) + 128, 192), "white")
         ImageDraw.Draw(image).text((64, 96), text, fill="black", font=font, anchor="lm")
         lines = self.engine.read(image)
         [match] = match_targets([TextTarget(text)], lines)
-        floors = class_accuracy(text, match.text if match else "")
         if match is None:
-            return _Clean(floors)
-        profile = glyph_profile(lines[match.lines[0]], relative_luminance(image))
-        return _Clean(floors, profile)
+            return _Clean("")
+        line = lines[match.lines[0]]
+        return _Clean(match.text, line.confidence, glyph_profile(line, relative_luminance(image)))
 
 
 def _in_order(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rewards.text.distance import edit_distance
 from rewards.text.matching import visible
@@ -54,23 +54,26 @@ def class_accuracy(target: str, shown: str) -> dict[str, float]:
     return found
 
 
-def combine(target: str, shown: str, floors: Mapping[str, float]) -> float | None:
-    """The target's accuracy over its classes by weight, each as a share of what can be read.
+def combine(target: str, shown: str, clean: str) -> float | None:
+    """The target's accuracy over its classes by weight, held against what can be read of it.
+
+    A class is as right as it is like the target, or like the clean rendering as it was read,
+    whichever is more: the engine's own mistakes cost nothing, others all the same.
 
     Args:
-        floors: accuracy of the engine on a clean rendering, by class; classes that it cannot read
-            (below a half) are left out.
+        clean: what the engine reads of a clean rendering of the target; classes of which that is
+            less than half are left out.
     Returns:
         In [0, 1]; None when the engine can read none of it.
     """
     weights = class_weights(target)
     if not weights:
         return _similarity(visible(target), visible(shown))
+    readable, alike = class_accuracy(target, clean), class_accuracy(clean, shown)
     total = weight_sum = 0.0
     for name, accuracy in class_accuracy(target, shown).items():
-        floor = floors.get(name, 1.0)
-        if floor >= 0.5:
-            total += weights[name] * min(1.0, accuracy / floor)
+        if readable[name] >= 0.5:
+            total += weights[name] * max(accuracy, alike.get(name, 0.0))
             weight_sum += weights[name]
     return total / weight_sum if weight_sum else None
 

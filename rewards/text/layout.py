@@ -1,4 +1,4 @@
-"""What reading does not tell: order, uprightness, legibility, clipping, evenness of the face.
+"""What reading does not tell: order, uprightness, legibility, clipping, evenness, doubt.
 
 An engine reads text that is upside down, blurred or faint as well as any; a person does not. Each
 measure is a number in [0, 1], 1 for a poster as a printer would pass it.
@@ -16,6 +16,7 @@ from PIL.Image import Image
 from rewards.text.engines import TextLine
 
 __all__ = [
+    "certainty",
     "evenness",
     "glyph_profile",
     "inside",
@@ -73,6 +74,14 @@ def inside(line: TextLine, image: Image) -> float:
     left, top, right, bottom = line.bounds
     margin = min(left, top, image.width - right, image.height - bottom)
     return float(margin > BORDER)
+
+
+def certainty(line: TextLine, clean: float) -> float:
+    """The engine's confidence as a share of that on a clean rendering, at most 1.
+
+    A glyph that is nearly the right one may be read as right, with less confidence.
+    """
+    return 1.0 if clean <= 0.0 else min(1.0, line.confidence / clean)
 
 
 def legibility(line: TextLine, luminance: NDArray[np.float64]) -> float:

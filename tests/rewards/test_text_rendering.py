@@ -1,9 +1,10 @@
 """The scorer on real posters with a real engine. Reading one takes about a second."""
 
 import pytest
+from PIL import Image, ImageDraw
 
 from benchmarks.text.briefs import BRIEFS
-from benchmarks.text.draw import draw_poster
+from benchmarks.text.draw import draw_poster, load_font
 from benchmarks.text.measure import characters_of_level, first_quote_reward
 from rewards.base import RewardItem
 from rewards.scorers.text_rendering import TextRenderingConfig, TextRenderingScorer
@@ -36,6 +37,19 @@ def test_the_faults_that_the_common_reward_overlooks_cost_something(scorer):
     assert upside_down.value < clean.value
     lines = scorer.engine.read(draw_poster(BRIEF, {"missing_line": 1}))
     assert first_quote_reward(BRIEF.prompt, lines) == 1.0
+
+
+def test_a_wrong_character_that_is_read_as_the_right_one_costs_certainty(scorer):
+    def shown(text):
+        image = Image.new("RGB", (520, 200), "#f4ead9")
+        font = load_font("sans", 64)
+        ImageDraw.Draw(image).text((60, 100), text, fill="#3a2416", font=font, anchor="lm")
+        return item(image, targets=["晴空万里"])
+
+    right, wrong = scorer.score([shown("晴空万里"), shown("睛空万里")])
+    assert right.components["accuracy"] == wrong.components["accuracy"] == 1.0
+    assert wrong.components["certainty"] < 0.95 < right.components["certainty"]
+    assert wrong.value < right.value - 0.001
 
 
 def test_an_image_without_targets_is_not_applicable_and_without_image_an_error(scorer, caplog):
