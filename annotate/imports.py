@@ -13,7 +13,8 @@ from pydantic import ValidationError, model_validator
 
 from annotate.images import png_of
 from annotate.pairs import compare_ranks
-from annotate.schema import Candidate, Outcome, Prompt, Question, Record
+from annotate.prompt_files import read_prompts
+from annotate.schema import Candidate, Outcome, Prompt, Question, Record, Split
 from annotate.store import Answer, PreferenceStore, StoreError
 from annotate.store.content import sha256_of
 
@@ -75,12 +76,22 @@ def import_folder(store: PreferenceStore, folder: Path) -> Imported:
     return Imported(added, store.add_candidates(records, images))
 
 
+def import_prompts(
+    store: PreferenceStore, path: Path, split: Split | str = Split.TRAIN
+) -> Imported:
+    """The prompts of a file, as `annotate.prompt_files.read_prompts` has them."""
+    images: dict[str, bytes] = {}
+    prompts = read_prompts(path, split, images)
+    return Imported(prompts=store.add_prompts(prompts, images))
+
+
 def import_rankings(
     store: PreferenceStore,
     path: Path,
     images: Path,
     annotator_id: int,
     question: Question | str = Question.OVERALL,
+    split: Split | str = Split.TRAIN,
 ) -> Imported:
     """Take over rankings with ties, such as ImageReward's JSON, as answers of ``annotator_id``.
 
@@ -90,7 +101,7 @@ def import_rankings(
     """
     prompts = candidates = answers = 0
     for item in _read_rankings(path):
-        prompts += store.add_prompts([Prompt(id=item.id, text=item.prompt)])
+        prompts += store.add_prompts([Prompt(id=item.id, text=item.prompt, split=Split(split))])
         files = [png_of(read_image(images / name), name) for name in item.generations]
         shown = [
             Candidate(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from annotate.commands.actions import Action, add_actions, add_studio_arguments
+from annotate.commands.store_import import IMPORT_ACTIONS
 from annotate.commands.store_keys import KEY_ACTIONS, warn_of_keyless
 from annotate.commands.store_results import RESULT_ACTIONS
 from annotate.schema import Question, Split
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 HELP = "Make a studio and fill it: accounts, prompts, candidates, tasks."
 EXAMPLE = "winsome store init studio"
 ROLES = ("annotator", "reviewer", "lead", "engineer", "admin")
-IMPORT_FORMATS = ("generated", "images", "prompts", "imagereward", "hpdv3", "pickapic")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,79 +128,6 @@ def _users(args: argparse.Namespace, store: PreferenceStore) -> None:
         progress = store.progress(user.id)
         state = "" if user.is_active else "  (closed)"
         print(f"{user.name:<{width}}  {user.role:<9}  {progress.done:>6} done{state}")
-
-
-def _import_arguments(parser: argparse.ArgumentParser) -> None:
-    add_studio_arguments(parser)
-    parser.add_argument("source", type=Path, help="file or folder to take in")
-    parser.add_argument(
-        "--format",
-        choices=IMPORT_FORMATS,
-        help="generated: folder of winsome generate, or a snapshot; images: folder of image files "
-        "with metadata.jsonl, metadata.csv or prompt.txt; prompts: .txt, .csv, .jsonl, .parquet; "
-        "imagereward, hpdv3: JSON of rankings and of comparisons; pickapic: Parquet. "
-        "(default: generated or images for a folder, prompts for a file, imagereward for .json)",
-    )
-    parser.add_argument(
-        "--split", choices=[word.value for word in Split], default=Split.TRAIN, help="for prompts"
-    )
-    foreign = parser.add_argument_group("answers that were given elsewhere")
-    foreign.add_argument("--annotator", metavar="NAME", help="account that the answers go to")
-    foreign.add_argument(
-        "--source-images", type=Path, metavar="FOLDER", help="folder of the image files"
-    )
-    foreign.add_argument(
-        "--question", choices=[word.value for word in Question], default=Question.OVERALL
-    )
-    foreign.add_argument(
-        "--min-confidence", type=float, default=0.0, metavar="SHARE", help="for hpdv3 (default: 0)"
-    )
-
-
-def _import(args: argparse.Namespace, store: PreferenceStore) -> None:
-    from annotate.imports import import_folder, import_rankings
-
-    if not args.source.exists():
-        raise FileNotFoundError(f"there is no {args.source} to import")
-    chosen = args.format or _guess_format(args.source)
-    if chosen == "generated":
-        done = import_folder(store, args.source)
-    elif chosen == "prompts":
-        from annotate.imports import Imported
-        from annotate.prompt_files import read_prompts
-
-        images: dict[str, bytes] = {}
-        prompts = read_prompts(args.source, args.split, images)
-        done = Imported(prompts=store.add_prompts(prompts, images))
-    elif chosen == "images":
-        from annotate.foreign import import_image_folder
-
-        done = import_image_folder(store, args.source)
-    elif chosen == "pickapic":
-        from annotate.foreign import import_pickapic
-
-        done = import_pickapic(store, args.source, args.question)
-    elif args.annotator is None or args.source_images is None:
-        raise ValueError(
-            f"to import {args.source} as {chosen} give --annotator and --source-images too"
-        )
-    else:
-        own = store.user(args.annotator).id
-        given = (store, args.source, args.source_images, own, Question(args.question))
-        if chosen == "hpdv3":
-            from annotate.foreign import import_hpdv3
-
-            done = import_hpdv3(*given, min_confidence=args.min_confidence)
-        else:
-            done = import_rankings(*given)
-    print(f"New: {done.prompts} prompts, {done.candidates} candidates, {done.answers} answers.")
-
-
-def _guess_format(source: Path) -> str:
-    if source.is_dir():
-        generated = any((source / f"{name}.jsonl").is_file() for name in ("prompts", "candidates"))
-        return "generated" if generated else "images"
-    return "imagereward" if source.suffix == ".json" else "prompts"
 
 
 def _tasks_arguments(parser: argparse.ArgumentParser) -> None:
@@ -376,15 +303,7 @@ ACTIONS = {
         add_studio_arguments,
         _users,
     ),
-    "import": Action(
-        "Take in prompts, candidates, and preferences that were given elsewhere.",
-        "winsome store import studio runs/generate\n"
-        "  winsome store import studio prompts.csv --split test\n"
-        "  winsome store import studio pairs.parquet --format pickapic\n"
-        "  winsome store import studio rankings.json --source-images images --annotator ada",
-        _import_arguments,
-        _import,
-    ),
+    **IMPORT_ACTIONS,
     "tasks": Action(
         "Make tasks from the candidates of each prompt.",
         "winsome store tasks studio --question aesthetics --per-task 4 --annotators 2",

@@ -16,7 +16,7 @@ from annotate.foreign import import_hpdv3, import_image_folder, import_pickapic
 from annotate.prompt_files import read_prompts
 from annotate.records import Outcome
 from annotate.snapshot import cut_snapshot
-from annotate.store import StoreError
+from annotate.store import PreferenceStore, StoreError
 
 TEXTS = ['A neon sign that says "OPEN"', "一张海报，标题为「春天」"]
 
@@ -147,6 +147,27 @@ def test_pick_a_pic_keeps_users_and_ties(make_place, tmp_path):
         import_pickapic(store, tmp_path / "rows.parquet")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"caption": None}, "row 3: caption: Input should be a valid string"),
+        ({"caption": " "}, "row 3: the prompt of a is empty"),
+        ({"label_0": None}, "row 3: label_0: Input should be a valid number"),
+        ({"label_0": float("nan")}, "row 3: .* 0.5 both; got nan and 0.5"),
+        ({"label_0": 1.0}, "row 3: .* 0.5 both; got 1.0 and 0.5"),
+        ({"user_id": None}, "row 3: user_id: Input should be a valid string"),
+        ({"image_1_uid": "a"}, "row 3: both sides are the image 'a'"),
+        ({"jpg_1": b"GIF89a.."}, "row 3: the image c cannot be decoded"),
+    ],
+)
+def test_a_wrong_comparison_of_pick_a_pic_is_named(make_place, tmp_path, change, message):
+    rows = pickapic_rows()
+    rows[2] |= change
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "rows.parquet")
+    with make_place("sqlite").open() as store, pytest.raises(StoreError, match=message):
+        import_pickapic(store, tmp_path / "rows.parquet")
+
+
 def write_hpdv3(folder: Path) -> Path:
     """Entries with the keys of the published data set."""
     for name in "abc":
@@ -175,3 +196,38 @@ def test_hpdv3_comparisons_by_confidence(make_place, tmp_path):
         path.write_text('[{"prompt": "p", "path1": "a.jpg"}]')
         with pytest.raises(StoreError, match=r"(?s)entry 0.*path2"):
             import_hpdv3(store, path, tmp_path, crowd.id)
+        path.write_text('[{"prompt": "p", "path1": "a.jpg", "path2": "none.jpg"}]')
+        with pytest.raises(StoreError, match=r"entry 0: there is no image .*none\.jpg"):
+            import_hpdv3(store, path, tmp_path, crowd.id)
+        with pytest.raises(ValueError, match="a share from 0 to 1, got 95"):
+            import_hpdv3(store, path, tmp_path, crowd.id, min_confidence=95.0)
+
+
+def test_what_comes_from_elsewhere_is_of_the_split_that_was_named(winsome, tmp_path):
+    parquet.write_table(Table.from_pylist(pickapic_rows()), tmp_path / "rows.parquet")
+    write_hpdv3(tmp_path)
+    winsome("store init studio")
+    winsome("store add-user studio crowd --generate-password")
+    winsome("store import studio rows.parquet --format pickapic --split validation")
+    given = "--source-images . --annotator crowd --split test"
+    assert winsome(f"store import studio train.json --format hpdv3 {given}")[0] == 0
+    with PreferenceStore.open("studio") as store:
+        assert {prompt.text: prompt.split for prompt in store.prompts()} == {
+            TEXTS[0]: "validation",
+            TEXTS[1]: "test",
+        }
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--annotator crowd", "--annotator says nothing of pickapic; it is for imagereward, hpdv3"),
+        ("--min-confidence 0.9", "--min-confidence says nothing of pickapic; it is for hpdv3"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(winsome, tmp_path, option, message):
+    (tmp_path / "rows.parquet").touch()
+    winsome("store init studio")
+    status, _, error = winsome(f"store import studio rows.parquet --format pickapic {option}")
+    assert status == 2
+    assert message in error
