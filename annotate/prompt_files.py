@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from annotate.images import png_of
 from annotate.schema import Prompt, Split, language
 from annotate.store.errors import StoreError
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
+_WORDS = ("id", "lang", "category")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Row = tuple[int, Mapping[str, Any]]
 """(number for messages, columns)."""
@@ -30,7 +32,7 @@ def read_prompts(
     A row has its text in a column ``text``, ``prompt`` or ``caption``, and may have ``id``,
     ``lang``, ``category``, ``split`` and ``source_image``, the picture that the text asks to edit:
     a file, relative to ``path``, or the SHA-256 of an image that the store has. All other columns
-    become the prompt's metadata. Without an
+    become the prompt's metadata, as JSON has them: a date is its text, NaN is nothing. Without an
     id, a prompt gets one from its text; without a language, ``zh`` where it has Han characters and
     else ``en``; without a split, ``split``. Empty lines and the same prompt again are passed over.
 
@@ -44,22 +46,19 @@ def read_prompts(
     if path.suffix not in READERS:
         raise ValueError(f"{path} is none of {', '.join(READERS)}; prompts are read from these")
     found: dict[str, tuple[int, Prompt]] = {}
-    try:
-        for number, row in READERS[path.suffix](path):
-            try:
-                prompt = _prompt(row, Split(split), path.parent, {} if images is None else images)
-            except (FileNotFoundError, ValidationError, ValueError) as error:
-                raise StoreError(f"{path}, row {number}: {error}") from error
-            if prompt is None:
-                continue
-            first, known = found.setdefault(prompt.id, (number, prompt))
-            if known != prompt:
-                raise StoreError(
-                    f"{path}, row {number}: id {prompt.id!r} is that of row {first}, "
-                    "which says otherwise"
-                )
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{path} is not UTF-8 text: {error}") from error
+    for number, row in READERS[path.suffix](path):
+        try:
+            prompt = _prompt(row, Split(split), path.parent, {} if images is None else images)
+        except (FileNotFoundError, ValidationError, ValueError) as error:
+            raise StoreError(f"{path}, row {number}: {error}") from error
+        if prompt is None:
+            continue
+        first, known = found.setdefault(prompt.id, (number, prompt))
+        if known != prompt:
+            raise StoreError(
+                f"{path}, row {number}: id {prompt.id!r} is that of row {first}, "
+                "which says otherwise"
+            )
     return [prompt for _, prompt in found.values()]
 
 
@@ -85,20 +84,24 @@ def _source_image(given: str, folder: Path, images: dict[str, bytes]) -> str:
 def _prompt(
     row: Mapping[str, Any], split: Split, folder: Path, images: dict[str, bytes]
 ) -> Prompt | None:
-    values = {key: value for key, value in row.items() if value not in (None, "")}
+    plain = {key: _plain(key, value) for key, value in row.items()}
+    values = {key: value for key, value in plain.items() if value not in (None, "")}
     column = next((name for name in TEXT_COLUMNS if name in row), None)
     if column is None:
         raise ValueError(
             f"no column {', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}; "
             f"there are {', '.join(row) or 'none'}"
         )
-    text = str(values.pop(column, "")).strip()
+    text = values.pop(column, "")
+    if not isinstance(text, str):
+        raise ValueError(f"{column} must be text, got {text!r}")
+    text = text.strip()
     if not text:
         return None
     metadata = _metadata(values.pop("metadata", None))
     given = values.pop("source_image", None)
     source = None if given is None else _source_image(str(given), folder, images)
-    own = {name: str(values.pop(name)) for name in ("id", "lang", "category") if name in values}
+    own = {name: _word(name, values.pop(name)) for name in _WORDS if name in values}
     return Prompt.model_validate(
         {
             "id": prompt_id(text, source),
@@ -110,6 +113,20 @@ def _prompt(
             **own,
         }
     )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as JSON has it, so that the store gives back what it was given; NaN is None."""
+    try:
+        return to_jsonable_python(value, inf_nan_mode="null")
+    except ValueError as error:
+        raise ValueError(f"column {name!r} is no metadata, leave it out: {error}") from error
+
+
+def _word(name: str, value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{name} must be a word or a number, got {value!r}")
+    return str(value)
 
 
 def _metadata(given: object) -> dict[str, Any]:
@@ -134,11 +151,18 @@ def _lines(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    number = 1
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            if None in row or None in row.values():
-                raise StoreError(f"{path}, row {number}: not as many fields as the first row")
-            yield number, row
+        try:
+            # Strict: a quotation mark that is never closed would take in all rows below it.
+            for number, row in enumerate(csv.DictReader(file, strict=True), start=2):
+                if None in row or None in row.values():
+                    raise StoreError(f"{path}, row {number}: not as many fields as the first row")
+                yield number, row
+        except csv.Error as error:
+            raise StoreError(f"{path}, row {number + 1}: not valid CSV: {error}") from error
+        except UnicodeDecodeError as error:
+            raise StoreError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -148,7 +172,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise StoreError(f"{path}, row {number}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise StoreError(f"{path}, row {number}: expected an object, got {row!r}")

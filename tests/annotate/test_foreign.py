@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import Table, parquet
@@ -60,6 +63,11 @@ def test_a_row_keeps_what_it_says_of_itself(tmp_path):
         ("p.jsonl", '{"text": "a"}\n{"text"', "row 2: not valid JSON"),
         ("p.jsonl", '{"text": "a", "split": "tests"}', "(?s)row 1.*train"),
         ("p.parquet", "PAR1", "not a Parquet file"),
+        ("p.csv", 'text\na\n"b\nc\n', r"p\.csv, row 3: not valid CSV: unexpected end"),
+        ("p.csv", f"text\n{'x' * 131_073}\n", r"p\.csv, row 2: not valid CSV: field larger"),
+        ("p.jsonl", '{"prompt": [{"role": "user"}]}', r"row 1: prompt must be text, got \[{'role'"),
+        ("p.jsonl", '{"text": "a", "lang": ["en"]}', r"row 1: lang must be .* got \['en'\]"),
+        ("p.jsonl", '{"text": "a", "x": ' + "[" * 20_000, "row 1: not valid JSON"),
         ("p.csv", "text,metadata\na,loud\n", r"p\.csv, row 2: metadata must be .* got 'loud'"),
         ("p.jsonl", '{"text": "a", "metadata": [1]}', r"row 1: metadata must be .* got \[1\]"),
         ("p.txt", "a\nb\udcff\n", r"p\.txt, row 2: not UTF-8 text"),
@@ -70,6 +78,33 @@ def test_a_wrong_row_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
+
+
+def test_columns_of_every_type_come_back_the_same(make_place, tmp_path):
+    """What Parquet has and JSON has not: a moment, a missing number, pairs, text as bytes."""
+    moment = datetime(2024, 1, 2, 3, 4, 5, 600, tzinfo=UTC)
+    columns = {
+        "caption": pyarrow.array([b"a cat"], pyarrow.binary()),
+        "created_at": pyarrow.array([moment]),
+        "price": pyarrow.array([Decimal("1.50")]),
+        "score": pyarrow.array([float("nan")]),
+        "tags": pyarrow.array([[("k", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+    }
+    parquet.write_table(Table.from_pydict(columns), tmp_path / "p.parquet")
+    with make_place("sqlite").open() as store:
+        given = read_prompts(tmp_path / "p.parquet")
+        assert store.add_prompts(given) == 1
+        assert store.add_prompts(read_prompts(tmp_path / "p.parquet")) == 0
+        assert store.prompts() == given
+    assert given[0].text == "a cat"
+    assert given[0].metadata == {
+        "created_at": "2024-01-02T03:04:05.000600Z", "price": "1.50", "tags": [["k", 1]]
+    }  # fmt: skip
+    parquet.write_table(
+        Table.from_pylist([{"prompt": "a", "image": b"\xff"}]), tmp_path / "p.parquet"
+    )
+    with pytest.raises(StoreError, match="row 1: column 'image' is no metadata, leave it out"):
+        read_prompts(tmp_path / "p.parquet")
 
 
 def test_folders_of_images(make_place, tmp_path):
