@@ -70,7 +70,7 @@ class BackupStore(StoreBase):
 
         Raises:
             FileExistsError: the folder is there already.
-            StoreError: an image is missing.
+            StoreError: an image is missing or damaged: what was written could not be restored.
         """
         folder = Path(folder)
         if folder.exists():
@@ -101,7 +101,10 @@ class BackupStore(StoreBase):
             source = self.image_path(sha256)
             if not source.is_file():
                 raise StoreError(f"the store lacks the image {source.name}")
-            shutil.copyfile(source, folder / IMAGES / source.name)
+            data = source.read_bytes()
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise StoreError(f"the store's image {source} was changed; bring it back first")
+            (folder / IMAGES / source.name).write_bytes(data)
         manifest = {
             "format": FORMAT,
             "revision": current_revision(self.engine),
@@ -123,19 +126,14 @@ class BackupStore(StoreBase):
 
 
 def read_backup(folder: str | Path) -> Backup:
-    """The manifest of a backup, its files verified.
+    """The manifest of a backup, its files of rows verified, its images all there.
 
     Raises:
         FileNotFoundError: there is no backup in ``folder``.
         StoreError: a file is missing or was changed.
     """
     folder = Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"no backup in {folder}: there is no {MANIFEST}")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["format"] != FORMAT:
-        raise StoreError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+    manifest = _read_manifest(folder)
     for name, sha256 in manifest["files"].items():
         if not (folder / name).is_file():
             raise StoreError(f"the backup {folder} is incomplete: there is no {name}")
@@ -144,6 +142,11 @@ def read_backup(folder: str | Path) -> Backup:
         if found != sha256:
             raise StoreError(
                 f"{folder / name} was changed after the backup: its SHA-256 is {found}"
+            )
+    for sha256 in sorted(_named_images(folder)):
+        if not (folder / IMAGES / f"{sha256}.png").is_file():
+            raise StoreError(
+                f"the backup {folder} is incomplete: there is no {IMAGES}/{sha256}.png"
             )
     return Backup(
         folder=folder,
@@ -171,11 +174,12 @@ def restore(store: PreferenceStore, folder: str | Path) -> Backup:
             f"the backup has schema revision {backup.revision}, this version writes {here}: "
             "restore it with the version of winsome that made it, then upgrade"
         )
-    for path in sorted((backup.folder / IMAGES).iterdir()):
+    for sha256 in sorted(_named_images(backup.folder)):
+        path = backup.folder / IMAGES / f"{sha256}.png"
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != path.stem:
+        if hashlib.sha256(data).hexdigest() != sha256:
             raise StoreError(f"the image {path} was changed after the backup")
-        store._keep_image(path.stem, data)
+        store._keep_image(sha256, data)
     with store._write() as session:
         taken = session.scalar(select(func.count()).select_from(UserRow))
         if taken or session.scalar(select(func.count()).select_from(CandidateRow)):
@@ -188,6 +192,22 @@ def restore(store: PreferenceStore, folder: str | Path) -> Backup:
         if not store.is_sqlite:
             _advance_sequences(session)
     return backup
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"no backup in {folder}: there is no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StoreError(f"{path} is not valid JSON: {error}") from error
+    missing = {"format", "revision", "rows", "files", "audit_heads", "created_at"} - {*manifest}
+    if missing:
+        raise StoreError(f"{path} lacks {', '.join(sorted(missing))}")
+    if manifest["format"] != FORMAT:
+        raise StoreError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+    return manifest
 
 
 def _dump(session: Session, table: Table, path: Path) -> tuple[int, str]:
@@ -266,6 +286,13 @@ def _image_hashes(session: Session) -> set[str]:
         *session.scalars(select(CandidateRow.image_sha256).distinct()),
         *(sha256 for sha256 in sources if sha256 is not None),
     }
+
+
+def _named_images(folder: Path) -> set[str]:
+    """The same of a backup's rows."""
+    columns = (("candidate", "image_sha256"), ("prompt", "source_image"))
+    named = {row.get(name) for t, name in columns for row in _lines(folder / f"{t}.jsonl")}
+    return {sha256 for sha256 in named if sha256 is not None}
 
 
 def _broken_references(session: Session) -> Iterator[str]:

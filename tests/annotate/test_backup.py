@@ -61,6 +61,8 @@ def test_damage_is_found(make_place, tmp_path, monkeypatch, capsys):
     image.write_bytes(data[:-1])
     assert main(["db", "check", "studio"]) == 2
     assert f"{image.name} was changed" in capsys.readouterr().out
+    assert main(["db", "backup", "studio", "second"]) == 2
+    assert f"{image.name} was changed; bring it back first" in capsys.readouterr().err
     image.unlink()
     assert main(["db", "backup", "studio", "second"]) == 2
     assert not (tmp_path / "second").exists()
@@ -73,6 +75,24 @@ def test_damage_is_found(make_place, tmp_path, monkeypatch, capsys):
         read_backup(tmp_path / "backup")
     assert main(["db", "restore", "backup", "third"]) == 2
     assert not (tmp_path / "third").exists()
+
+
+def test_a_backup_that_lost_an_image_restores_nothing(make_place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with make_place("sqlite").open() as store:
+        labelled(store)
+        store.backup(tmp_path / "backup")
+        lost = store.candidates()[0].image_sha256
+    (tmp_path / "backup" / "images" / "Thumbs.db").touch()
+    assert main(["db", "restore", "backup", "again"]) == 0
+    (tmp_path / "backup" / "images" / f"{lost}.png").unlink()
+    assert main(["db", "restore", "backup", "third"]) == 2
+    assert f"incomplete: there is no images/{lost}.png" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+    manifest = tmp_path / "backup" / "backup.json"
+    manifest.write_text(manifest.read_text()[:-9])
+    with pytest.raises(StoreError, match=r"backup\.json is not valid JSON"):
+        read_backup(tmp_path / "backup")
 
 
 def test_accounts_and_policy_on_the_command_line(tmp_path, monkeypatch, capsys):
