@@ -36,6 +36,7 @@ COMMANDS = {
     "sft": "align.commands.sft",
     "dpo": "align.commands.dpo",
     "grpo": "align.commands.grpo",
+    "replay": "align.commands.replay",
     "eval": "align.commands.eval",
     "compare": "align.commands.compare",
     "contact": "align.commands.contact",

@@ -126,6 +126,7 @@ class Engine:
         self.optimizer: Any
         self._named: dict[str, nn.Parameter] = {}
         self._released_norm: Callable[[], float] | None = None
+        self._batches: Sequence[Any] = ()
 
     @property
     def device(self) -> torch.device:
@@ -208,6 +209,7 @@ class Engine:
                 nothing else since the last checkpoint.
         """
         self._seed(step)
+        self._batches = batches
         rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -217,7 +219,7 @@ class Engine:
         for batch in batches:
             with self.accelerator.accumulate(self.model):
                 output = loss_fn(batch)
-                self._check_finite(step, output.loss, batch)
+                self._check_finite(step, output.loss)
                 self.accelerator.backward(output.loss)
                 if self.accelerator.sync_gradients:
                     grad_norm = self.layout.clip(self.config.optimizer.max_grad_norm)
@@ -238,19 +240,27 @@ class Engine:
         key = f"{self.config.seed}/{step}/{self.rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1)
 
-    def _check_finite(self, step: int, loss: Tensor, batch: Any) -> None:
-        if torch.isfinite(loss):
-            return
+    def _check_finite(self, step: int, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise self.diverged(step, f"the loss is {loss.item()}")
+
+    def diverged(self, step: int, what: str) -> ValueError:
+        """The error of a step that spoilt the run; keeps the step's micro-batches of this process.
+
+        Args:
+            what: what was found.
+        """
         rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
         path = self.config.output_dir / f"diverged-step-{step:08d}-{self.rank}.pt"
         try:
-            torch.save({"step": step, "seed": self.config.seed, "batch": asdict(batch)}, path)
-            kept = f"its batch is kept in {path} (torch.load)"
+            kept = [{"kind": type(b).__name__, "batch": asdict(b)} for b in self._batches]
+            torch.save({"step": step, "seed": self.config.seed, "batches": kept}, path)
+            where = f"its batch is kept: winsome replay {path}"
         except (OSError, RuntimeError) as error:  # torch reports a full disk so
-            kept = f"its batch could not be kept in {path}: {error}"
-        raise ValueError(
-            f"the loss is {loss.item()} at step {step} (lr {rate:.3g}); a lower optimizer.lr "
-            f"or a longer warm-up usually mends this. Earlier checkpoints are kept; {kept}"
+            where = f"its batch could not be kept in {path}: {error}"
+        return ValueError(
+            f"{what} at step {step} (lr {rate:.3g}); a lower optimizer.lr or a longer warm-up "
+            f"usually mends this. Earlier checkpoints are kept; {where}"
         )
 
     def any(self, flag: bool) -> bool:

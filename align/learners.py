@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from align.config import GRPOConfig, GRPOObjectiveConfig
+from align.config import DPOObjectiveConfig, GRPOConfig, GRPOObjectiveConfig
 from align.data.draws import Draws
 from align.engine import BatchPlan, Engine
 from align.mmdit.adapters import Conditioning
@@ -27,7 +27,14 @@ from align.policy import Policy
 from align.preflight import check_kl, check_replay
 from align.rollout import Rollout
 
-__all__ = ["ImageLearner", "Learner", "PairLearner", "StepLearner", "learner_class"]
+__all__ = [
+    "ImageLearner",
+    "Learner",
+    "PairLearner",
+    "StepLearner",
+    "learner_class",
+    "online_objective",
+]
 
 B = TypeVar("B", TransitionBatch, SampleBatch, PairBatch)
 Place = tuple[int, int]
@@ -107,13 +114,7 @@ class StepLearner(Learner[TransitionBatch]):
 
     def __init__(self, config: GRPOConfig, policy: Policy, engine: Engine, plan: BatchPlan) -> None:
         super().__init__(config, policy, engine, plan)
-        self.objective = FlowGRPO(
-            noise_level=config.rollout.noise_level,
-            clip_range=config.objective.clip_range,
-            beta=config.objective.beta,
-            sde=config.rollout.sde,
-            variant=VARIANTS[config.objective.algorithm],
-        )
+        self.objective = step_objective(config)
 
     @classmethod
     def units(cls, config: GRPOConfig) -> int:
@@ -172,7 +173,7 @@ class ImageLearner(Learner[SampleBatch]):
 
     def __init__(self, config: GRPOConfig, policy: Policy, engine: Engine, plan: BatchPlan) -> None:
         super().__init__(config, policy, engine, plan)
-        self.objective = _image_objective(config.objective)
+        self.objective = image_objective(config.objective)
         self._draws = _draws(config, policy)
         self._old: dict[Place, Tensor] = {}
 
@@ -222,12 +223,6 @@ class ImageLearner(Learner[SampleBatch]):
         return interpolate(batch.latents, batch.noise, batch.sigma), batch.sigma, batch.cond
 
 
-def _image_objective(config: GRPOObjectiveConfig) -> DiffusionNFT | AWM:
-    if config.algorithm == "nft":
-        return DiffusionNFT(config.strength, config.advantage_clip, config.beta)
-    return AWM(config.clip_range, config.beta, config.weighting)
-
-
 # Pairs --------------------------------------------------------------------------------------------
 
 
@@ -236,17 +231,7 @@ class PairLearner(Learner[PairBatch]):
 
     def __init__(self, config: GRPOConfig, policy: Policy, engine: Engine, plan: BatchPlan) -> None:
         super().__init__(config, policy, engine, plan)
-        dpo = config.objective.dpo
-        self.objective = DiffusionDPO(
-            beta=dpo.beta if dpo.beta or dpo.beta_sum else 2000.0,
-            beta_sum=dpo.beta_sum,
-            loss_type=dpo.loss_type,
-            label_smoothing=dpo.label_smoothing,
-            rejected_weight=dpo.rejected_weight,
-            anchor_weight=dpo.anchor_weight,
-            anchor_tolerance=dpo.anchor_tolerance,
-            sft_weight=dpo.sft_weight,
-        )
+        self.objective = pair_objective(config.objective.dpo)
         self._draws = _draws(config, policy)
         self._pairs: list[Place] = []
 
@@ -289,6 +274,47 @@ class PairLearner(Learner[PairBatch]):
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         return finish_parts(metrics)
+
+
+# Objectives ---------------------------------------------------------------------------------------
+
+
+def online_objective(config: GRPOConfig) -> FlowGRPO | DiffusionNFT | AWM | DiffusionDPO:
+    """What the settings describe."""
+    if config.objective.trains_steps:
+        return step_objective(config)
+    if config.objective.algorithm == "online_dpo":
+        return pair_objective(config.objective.dpo)
+    return image_objective(config.objective)
+
+
+def step_objective(config: GRPOConfig) -> FlowGRPO:
+    return FlowGRPO(
+        noise_level=config.rollout.noise_level,
+        clip_range=config.objective.clip_range,
+        beta=config.objective.beta,
+        sde=config.rollout.sde,
+        variant=VARIANTS[config.objective.algorithm],
+    )
+
+
+def image_objective(config: GRPOObjectiveConfig) -> DiffusionNFT | AWM:
+    if config.algorithm == "nft":
+        return DiffusionNFT(config.strength, config.advantage_clip, config.beta)
+    return AWM(config.clip_range, config.beta, config.weighting)
+
+
+def pair_objective(dpo: DPOObjectiveConfig) -> DiffusionDPO:
+    return DiffusionDPO(
+        beta=dpo.beta if dpo.beta or dpo.beta_sum else 2000.0,
+        beta_sum=dpo.beta_sum,
+        loss_type=dpo.loss_type,
+        label_smoothing=dpo.label_smoothing,
+        rejected_weight=dpo.rejected_weight,
+        anchor_weight=dpo.anchor_weight,
+        anchor_tolerance=dpo.anchor_tolerance,
+        sft_weight=dpo.sft_weight,
+    )
 
 
 def learner_class(config: GRPOObjectiveConfig) -> type[Learner[Any]]:

@@ -49,7 +49,8 @@ from align.preflight import (
 )
 from align.reference import measure, reference_errors
 from align.run import RunResult
-from align.trainer import Patience, Trainer
+from align.stopping import Patience
+from align.trainer import Trainer
 
 __all__ = ["train_dpo", "train_sft"]
 

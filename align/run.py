@@ -4,6 +4,7 @@
 
     config.yaml        the resolved configuration, itself a valid input
     run.json           command, code revision, seed, data digests, versions, threads, status
+    packages.txt       every installed package and its version
     metrics.jsonl      one line a step
     trackers/          TensorBoard and others
     checkpoints/       see `align.checkpoint`
@@ -174,6 +175,7 @@ class RunFolder:
                 **facts,
             }
         )
+        atomic_write(self.path / "packages.txt", "\n".join(_packages()) + "\n")
         self.checkpoints.prune()
 
     def update(self, **facts: Any) -> None:
@@ -210,6 +212,11 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _packages() -> list[str]:
+    found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return sorted(f"{name}=={version}" for name, version in found.items() if name)
 
 
 def _versions() -> dict[str, str]:

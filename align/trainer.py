@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -26,9 +26,10 @@ from align.mmdit.adapters import ModelAdapter, load_adapter
 from align.mmdit.blocks import BlockSettings
 from align.policy import Policy, Reference
 from align.run import RunFolder, RunResult
+from align.stopping import Divergence, Patience
 from rewards.digests import damage, digest_files, write_digests
 
-__all__ = ["Patience", "Trainer"]
+__all__ = ["Trainer", "load_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,30 +44,6 @@ class Stateful(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Patience:
-    """Early stopping on the validation loss; part of the checkpoint."""
-
-    patience: int = 0
-    """Measurements without a new lowest loss after which to stop; 0: never."""
-    min_delta: float = 0.0
-    """A new lowest loss is lower by at least this part of the old one."""
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    """Measurements since the lowest."""
-
-    def observe(self, step: int, loss: float) -> None:
-        if self.best is None or loss < self.best * (1 - self.min_delta):
-            self.best, self.best_step, self.stale = loss, step, 0
-        else:
-            self.stale += 1
-
-    @property
-    def is_exhausted(self) -> bool:
-        return 0 < self.patience <= self.stale
 
 
 class Trainer:
@@ -86,6 +63,7 @@ class Trainer:
         self.model = resolve_model(config.model)
         self.adapter: ModelAdapter
         self.policy: Policy
+        self.divergence = Divergence(config.divergence)
 
     def __enter__(self) -> Trainer:
         return self
@@ -199,24 +177,10 @@ class Trainer:
         self, accumulation: int, micro_batch_size: int, reference: Reference = "none"
     ) -> Policy:
         """Load the transformer, choose what is trained, and prepare it for this launch."""
-        config = self.config
-        # AdamW's steps vanish in bfloat16 weights; DeepSpeed keeps float32 masters of its own.
-        whole = config.lora is None and not self.engine.layout.keeps_masters
-        dtype = getattr(torch, config.dtype)
-        if whole:
-            kept = config.optimizer.weights
-            dtype = torch.float32 if kept == "float32" else torch.bfloat16
-        device = "cpu" if self.engine.layout.loads_on_cpu else self.engine.device
-        self.adapter = load_adapter(self.model, dtype=dtype, device=device, parts=("transformer",))
-        assert self.adapter.transformer is not None
-        self.policy = Policy(
-            self.adapter,
-            self.adapter.transformer,
-            lora=None if config.lora is None else _peft_config(config.lora),
-            reference=reference,
-            blocks=_block_settings(config),
-            seed=config.seed,
-        )
+        layout = self.engine.layout
+        device = "cpu" if layout.loads_on_cpu else self.engine.device
+        self.policy = load_policy(self.config, device, reference, layout.keeps_masters)
+        self.adapter = self.policy.adapter
         self.policy.move_reference(self.engine.device)
         self.policy.transformer = self.engine.prepare(
             self.policy.transformer, accumulation, micro_batch_size
@@ -268,6 +232,11 @@ class Trainer:
                 while step < config.max_steps and not patience.is_exhausted:
                     step += 1
                     metrics = train_step(step)
+                    limit = self.divergence.observe(metrics["grad_norm"])
+                    if limit is not None:
+                        norm = metrics["grad_norm"]
+                        what = f"the gradient's norm is {norm:.4g}, above {limit:.4g} once more"
+                        raise engine.diverged(step, what)
                     if validate is not None and validate_every and step % validate_every == 0:
                         metrics |= self._measure(step, validate, patience)
                     log.log(step, metrics)
@@ -325,6 +294,7 @@ class Trainer:
         self.engine.load(folder)
         for name, value in state["patience"].items():
             setattr(patience, name, value)
+        self.divergence.load_state_dict(state["divergence"])
         if kept is not None:
             kept.load_state_dict(state["objective"])
         return step
@@ -339,6 +309,7 @@ class Trainer:
                     "backend": self.engine.layout.name,
                     "threads": torch.get_num_threads(),
                     "patience": asdict(patience),
+                    "divergence": self.divergence.state_dict(),
                     "objective": None if kept is None else kept.state_dict(),
                 }
                 (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
@@ -363,6 +334,35 @@ class Trainer:
 
     def _writing(self, target: Path) -> Any:
         return atomic_folder(target, self.engine.is_main, self.engine.barrier)
+
+
+def load_policy(
+    config: TrainConfig,
+    device: torch.device | str,
+    reference: Reference = "none",
+    keeps_masters: bool = False,
+) -> Policy:
+    """The transformer of ``config.model`` with what is trained of it, before any training.
+
+    Args:
+        keeps_masters: the optimizer has float32 masters of its own, as DeepSpeed's.
+    """
+    # AdamW's steps vanish in bfloat16 weights.
+    dtype = getattr(torch, config.dtype)
+    if config.lora is None and not keeps_masters:
+        kept = config.optimizer.weights
+        dtype = torch.float32 if kept == "float32" else torch.bfloat16
+    model = resolve_model(config.model)
+    adapter = load_adapter(model, dtype=dtype, device=device, parts=("transformer",))
+    assert adapter.transformer is not None
+    return Policy(
+        adapter,
+        adapter.transformer,
+        lora=None if config.lora is None else _peft_config(config.lora),
+        reference=reference,
+        blocks=_block_settings(config),
+        seed=config.seed,
+    )
 
 
 def _block_settings(config: TrainConfig) -> BlockSettings:

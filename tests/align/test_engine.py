@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_data import losses, sft_config, write_data
+from run_data import dpo_config, losses, sft_config, write_data
 
-from align.config import EMAConfig, OptimizerConfig
+from align.cli import main
+from align.config import DivergenceConfig, EMAConfig, OptimizerConfig
 from align.ema import ShardedEMA
 from align.engine import BatchPlan, learning_rate
-from align.offline import train_sft
+from align.offline import train_dpo, train_sft
+from align.replay import load_batches, replay
+from align.stopping import Divergence
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +84,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         train_sft(config)
     kept = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert kept == ["step-00000001"]
-    replay = torch.load(tmp_path / "run" / "diverged-step-00000002-0.pt", weights_only=True)
-    assert replay["step"] == 2
-    assert replay["batch"]["latents"].shape[0] == replay["batch"]["sigma"].shape[0] == 4
+    step, (batch,) = load_batches(tmp_path / "run" / "diverged-step-00000002-0.pt")
+    assert (step, len(batch.latents), len(batch.sigma), len(batch.cond)) == (2, 4, 4, 4)
+
+
+def test_a_spike_is_let_pass_and_gradients_that_stay_large_are_told():
+    config = DivergenceConfig(factor=10, steps=2, window=4)
+    watch = Divergence(config)
+    norms = [100.0, 1.0, 0.0, 2.0, 50.0, 1.0, 40.0, 1.0]
+    assert [watch.observe(norm) for norm in norms] == [None] * 8
+    taken_up = Divergence(config)
+    taken_up.load_state_dict(watch.state_dict())
+    for each in (watch, taken_up):
+        assert [each.observe(norm) for norm in (300.0, 700.0)] == [None, 205.0]
+    assert Divergence(DivergenceConfig(factor=0)).observe(1e30) is None
+
+
+def test_gradients_that_stay_large_stop_the_run_and_the_step_is_replayed(
+    data, untrained_folder, tmp_path, capsys
+):
+    """The step of the newest checkpoint is spoilt, so that its weights are those of the replay."""
+    config = dpo_config(
+        data, untrained_folder, tmp_path / "run", max_steps=6, save_every=1, micro_batch_size=2,
+        lora={"rank": 4}, divergence={"factor": 1e-3, "steps": 2, "window": 4},
+        objective={"beta": 50, "auto_beta": {}},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"norm is [\d.]+, above [\d.e-]+ once more at step 4"):
+        train_dpo(config)
+    assert max(losses(config.output_dir)) == 3
+    path = tmp_path / "run" / "diverged-step-00000004-0.pt"
+    step, checkpoint, rows = replay(path)
+    assert (step, checkpoint, len(rows)) == (4, 3, 2)
+    assert main(["replay", str(path)]) == 0
+    assert "step 4, 2 micro-batches, weights of checkpoint 3" in capsys.readouterr().out
+    again = config.model_copy(update={"divergence": DivergenceConfig(factor=0)})
+    again = again.model_copy(update={"output_dir": tmp_path / "again"})
+    train_dpo(again)
+    expected = losses(again.output_dir)[4]
+    for name in ("loss", "rewards/margins", "error/chosen"):
+        found = sum(row[name] for row in rows) / 2
+        assert found == pytest.approx(expected[name], rel=1e-6), name
 
 
 def test_bf16_training_follows_float32(data, untrained_folder, tmp_path):

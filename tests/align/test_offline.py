@@ -60,6 +60,8 @@ def test_sft_learns_and_its_run_folder_tells_everything(data, untrained_folder, 
     info = read_json(result.folder / "run.json")
     assert info["status"] == "finished"
     assert (info["seed"], info["processes"]) == (0, 1)
+    packages = (result.folder / "packages.txt").read_text().splitlines()
+    assert f"torch=={torch.__version__}" in packages
     assert info["data"]["train"] == 8
     assert len(info["base"]["sha256"]) == 64
     assert info["code"]["version"]
