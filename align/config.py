@@ -109,6 +109,8 @@ class TrainConfig(Config):
     """``bf16``: matrix products in bfloat16 (autocast), on CPU and GPU."""
     lora: LoraConfig | None = None
     """null: all parameters of the transformer are trained."""
+    quantize: Literal["fp8", "nf4"] | None = None
+    """Linear layers of a LoRA's frozen base in 8 or 4 bits; null: in ``dtype``."""
     gradient_checkpointing: Literal["selective"] | bool = False
     """What the backward pass computes again. true: whole blocks, a third more FLOPs; ``selective``:
     all but matrix products and attention, at no extra FLOPs and 0.4 of the memory of false."""
@@ -161,7 +163,11 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _lora_is_float32(self) -> TrainConfig:
+    def _fits_the_lora(self) -> TrainConfig:
+        if self.lora is None and self.quantize is not None:
+            raise ValueError(
+                f"quantize {self.quantize!r} is for the frozen base of a LoRA, and lora is null"
+            )
         if self.lora is not None and self.optimizer.weights != "float32":
             raise ValueError(
                 f"a LoRA's weights are float32: optimizer.weights is {self.optimizer.weights!r}"
@@ -213,16 +219,12 @@ class DPOConfig(OfflineConfig):
     validation: ValidationConfig = ValidationConfig(every=0)
 
     @model_validator(mode="after")
-    def _streams_a_whole_model(self) -> DPOConfig:
+    def _settings_fit_the_data_and_model(self) -> DPOConfig:
         if self.reference.mode == "streamed" and self.lora is not None:
             raise ValueError(
-                "reference.mode is 'streamed', but a LoRA's reference is its own base with the "
-                "adapter off: choose 'cached' or 'live'"
+                "reference.mode 'streamed' is for whole models: a LoRA's reference is its own base "
+                "with the adapter off; choose 'cached' or 'live'"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _prior_noise_of_pairs(self) -> DPOConfig:
         if self.noise == "prior" and self.objective.loss_type in ("kto", "plackett_luce"):
             raise ValueError(
                 f"noise 'prior' goes with pairs, got loss_type {self.objective.loss_type!r}"

@@ -58,7 +58,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=str(config.output_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            # The buffers are constants, a quantised base among them: they need not be sent around.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        ],
     )
     if accelerator.num_processes != world:
         raise RuntimeError(

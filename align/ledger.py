@@ -89,6 +89,22 @@ class ModelShape:
         return attention + mlps + 2 * _linear(d, 6 * d)
 
     @property
+    def linear_weights(self) -> int:
+        """Of the blocks' linear layers without biases: what is quantised."""
+        return self.num_layers * 36 * self.width**2
+
+    def frozen_bytes(self, size: int, quantize: str | None = None) -> float:
+        """Of all weights at ``size`` bytes each, or with the blocks' in codes and scales."""
+        wide = self.parameters if quantize is None else self.parameters - self.linear_weights
+        rows = self.num_layers * 30 * self.width
+        codes = {
+            None: 0.0,
+            "fp8": self.linear_weights + 4 * rows,
+            "nf4": self.linear_weights * (1 / 2 + 4 / 64),
+        }[quantize]
+        return codes + size * wide
+
+    @property
     def parameters(self) -> int:
         d = self.width
         ends = self.joint_attention_dim + _linear(self.joint_attention_dim, d)

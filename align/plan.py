@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from align.config import DPOConfig, GRPOConfig, SFTConfig, resolve_model
-from align.ledger import ModelShape, Tokens, state_bytes_per_parameter
+from align.config import GRPOConfig
+from align.ledger import state_bytes_per_parameter
+from align.workload import Workload, workload_of
 
 __all__ = [
     "ASSUMPTIONS",
@@ -63,6 +64,8 @@ GEMM, ATTENTION_FORWARD, ATTENTION_BACKWARD, BANDWIDTH = 0.71, 0.64, 0.51, 0.9
 ELEMENTWISE = {"stock": (91.2, 184.4), "joint": (122.3, 215.6), "compiled": (33.7, 69.9)}
 """Forward and backward traffic for each token and block, in units of the model's width. Counted of
 eager blocks (`benchmarks.cpu`); joint ones turn in real numbers, which pays when compiled."""
+WIDENING = {"fp8": 19.0, "nf4": 22.5}
+"""Bytes moved for each weight that is widened from its code in eager torch (counted)."""
 WORKSPACE = 3 * GIB
 GATHERED = 2 * 10**9
 """ZeRO-3's gathered parameters: at most 10^9 live ones in bfloat16."""
@@ -78,100 +81,6 @@ ASSUMPTIONS = (
     f"between machines of {GPUS_A_MACHINE}: {MACHINE_GB_PER_S:.0f} GB/s each; hsdp shards inside a "
     "machine",
 )
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a configuration asks of the GPUs, whatever they are."""
-
-    kind: Literal["sft", "dpo", "grpo"]
-    shape: ModelShape
-    tokens: Tokens
-    config: SFTConfig | DPOConfig | GRPOConfig
-    samples: int
-    """Trained forward passes of one sample, for one optimizer step over all processes."""
-    micro_samples: int | None
-    """Of them in one forward pass of one process; None: all of its share."""
-    drawn: int = 0
-    """Forward passes of one sample without a gradient, for one optimizer step."""
-
-    @property
-    def recompute(self) -> str:
-        return self.config.recompute
-
-    @property
-    def trained(self) -> int:
-        lora = self.config.lora
-        return self.shape.trained_parameters(None if lora is None else lora.rank)
-
-    @property
-    def element_size(self) -> int:
-        """Of activations: 2 in bfloat16, by autocast or by the weights' own type."""
-        config = self.config
-        halves = config.mixed_precision == "bf16" or config.optimizer.weights != "float32"
-        return 2 if halves or (config.lora and config.dtype == "bfloat16") else 4
-
-    @property
-    def reference(self) -> Literal["cached", "live", "streamed"]:
-        """Where a reference is during the steps; ``cached``: nowhere."""
-        config = self.config
-        if isinstance(config, DPOConfig):
-            return config.reference.mode
-        is_live = isinstance(config, GRPOConfig) and config.objective.needs_reference
-        return "live" if is_live else "cached"
-
-
-def workload_of(
-    config: SFTConfig | DPOConfig | GRPOConfig,
-    text_tokens: int = 512,
-    size: tuple[int, int] | None = None,
-) -> Workload:
-    """Read a configuration.
-
-    Args:
-        text_tokens: of a prompt; what it pads to, unless the blocks are joint.
-        size: height and width in pixels where the configuration names none.
-
-    Raises:
-        ValueError: no image size is known, or the model's shape is not.
-    """
-    shape = ModelShape.of(resolve_model(config.model))
-    micro = config.micro_batch_size
-    if isinstance(config, GRPOConfig):
-        rollout, updates = config.rollout, config.updates_per_rollout
-        images = config.prompts_per_step * config.group_size
-        drawing = float(rollout.num_steps)
-        if rollout.shared_noise:  # what one image draws of the steps before the window, on average
-            first, end = rollout.window_bounds
-            before = first + (end - first - rollout.window) / 2
-            drawing -= before * (1 - 1 / config.group_size)
-        passes = drawing * (2 if rollout.guidance_scale > 1 else 1)
-        objective = config.objective
-        trained = rollout.window if objective.trains_steps else objective.draws
-        if not objective.trains_steps or config.recompute_log_probs or rollout.guidance_scale > 1:
-            passes += 0 if objective.algorithm == "online_dpo" else trained
-        samples = images * trained // updates
-        if objective.algorithm == "online_dpo":
-            samples = 2 * config.prompts_per_step * trained
-        tokens = shape.tokens(rollout.height, rollout.width, text_tokens)
-        return Workload(
-            "grpo", shape, tokens, config, samples, micro, drawn=round(images * passes / updates)
-        )
-    data = config.data
-    if data.height is not None and data.width is not None:
-        size = (data.height, data.width)
-    if size is None:
-        raise ValueError("data.height and data.width are null: give --size, in pixels")
-    tokens = shape.tokens(*size, text_tokens)
-    factor = 2 if isinstance(config, DPOConfig) else 1  # the two images of a pair
-    return Workload(
-        "dpo" if factor == 2 else "sft",
-        shape,
-        tokens,
-        config,
-        factor * config.batch_size,
-        None if micro is None else factor * micro,
-    )
 
 
 @dataclass(frozen=True)
@@ -269,6 +178,8 @@ def scaling_curve(
 def _share(workload: Workload, count: int, sharding: Sharding) -> tuple[int, int]:
     """Samples of a step on one GPU, and of one forward pass; refuses what the trainers refuse."""
     config, optimizer = workload.config, workload.config.optimizer
+    if config.quantize is not None and sharding != "none":
+        raise ValueError(f"quantize {config.quantize!r} is not sharded, got {sharding}")
     if sharding != "none" and optimizer.type != "adamw":
         raise ValueError(f"optimizer.type is {optimizer.type!r}: under {sharding} it is adamw")
     if isinstance(config, GRPOConfig) and config.prompts_per_step % count:
@@ -339,6 +250,8 @@ def _memory(workload: Workload, count: int, sharding: Sharding, micro: int) -> d
     }
     parts_of_weights = shards if sharding in SHARDS_WEIGHTS else 1
     parts["frozen weights"] = frozen * size / parts_of_weights
+    if config.quantize is not None:
+        parts["frozen weights"] = shape.frozen_bytes(size, config.quantize)
     if config.lora is None and workload.reference == "live":  # whole on every GPU
         parts["reference"] = _loaded_size(workload, sharding) * float(shape.parameters)
     if workload.reference == "streamed":
@@ -389,11 +302,21 @@ def _compute(workload: Workload, gpu: Gpu, samples: int, micro: int) -> tuple[fl
         size = _loaded_size(workload, "none") * workload.shape.parameters
         reference = max(reference, size / (gpu.host_gb_per_s * 1e9) / micro)
     useful = 3 * sum(workload.shape.forward_flops(workload.tokens))
-    return samples * (forward + backward + again + reference), samples * useful
+    times = 2 + (workload.recompute != "none") + (workload.reference == "live")
+    widening = times * samples / micro * _widening_seconds(workload, gpu)
+    return samples * (forward + backward + again + reference) + widening, samples * useful
+
+
+def _widening_seconds(workload: Workload, gpu: Gpu) -> float:
+    """Of a quantised base's weights, once: what a pass of any number of samples adds."""
+    moved = WIDENING.get(workload.config.quantize or "", 0.0) * workload.shape.linear_weights
+    return moved / (gpu.gb_per_s * 1e9 * BANDWIDTH)
 
 
 def _drawing(workload: Workload, gpu: Gpu, passes: int) -> tuple[float, float]:
     forward, _ = _pass_seconds(workload, gpu)
+    if isinstance(workload.config, GRPOConfig):
+        forward += _widening_seconds(workload, gpu) / workload.config.rollout.batch_size
     return passes * forward, passes * float(sum(workload.shape.forward_flops(workload.tokens)))
 
 

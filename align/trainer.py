@@ -24,6 +24,7 @@ from align.interrupt import EXIT_CODE, listening
 from align.metrics import MetricsLog
 from align.mmdit.adapters import ModelAdapter, load_adapter
 from align.mmdit.blocks import BlockSettings
+from align.mmdit.quantized import quantize_blocks
 from align.policy import Policy, Reference
 from align.run import RunFolder, RunResult
 from align.stopping import Divergence, Patience
@@ -178,6 +179,11 @@ class Trainer:
     ) -> Policy:
         """Load the transformer, choose what is trained, and prepare it for this launch."""
         layout = self.engine.layout
+        if self.config.quantize and layout.loads_on_cpu:
+            raise ValueError(
+                f"quantize {self.config.quantize!r} goes with one process or DDP; this launch is "
+                f"{layout.name}"
+            )
         device = "cpu" if layout.loads_on_cpu else self.engine.device
         self.policy = load_policy(self.config, device, reference, layout.keeps_masters)
         self.adapter = self.policy.adapter
@@ -353,8 +359,11 @@ def load_policy(
         kept = config.optimizer.weights
         dtype = torch.float32 if kept == "float32" else torch.bfloat16
     model = resolve_model(config.model)
-    adapter = load_adapter(model, dtype=dtype, device=device, parts=("transformer",))
+    place = "cpu" if config.quantize else device
+    adapter = load_adapter(model, dtype=dtype, device=place, parts=("transformer",))
     assert adapter.transformer is not None
+    if config.quantize:
+        quantize_blocks(adapter.transformer, config.quantize, device)
     return Policy(
         adapter,
         adapter.transformer,

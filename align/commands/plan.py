@@ -123,6 +123,12 @@ def curve(plans: Sequence[Plan]) -> str:
 
 _RELEASE = ("optimizer.gradient_release=true", "optimizer.max_grad_norm=0")
 _JOINT = ("blocks=joint", "mixed_precision=no", "dtype=bfloat16")
+_LORA = (
+    "optimizer.weights=float32",
+    "dtype=bfloat16",
+    "gradient_checkpointing=true",
+    "micro_batch_size=1",
+)
 RUNGS: tuple[tuple[str, ...], ...] = (
     ("gradient_checkpointing=selective",),
     ("gradient_checkpointing=true",),
@@ -141,7 +147,10 @@ RUNGS: tuple[tuple[str, ...], ...] = (
             ("gradient_checkpointing=true", "micro_batch_size=1"),
         )
     ),
-    ("lora.rank=64", "dtype=bfloat16", "gradient_checkpointing=true", "micro_batch_size=1"),
+    *(
+        (f"lora.rank={rank}", *base, *_LORA)
+        for rank, base in ((64, ()), (64, ("quantize=fp8",)), (16, ("quantize=nf4",)))
+    ),
 )
 """Overrides from the least change to the greatest."""
 REFERENCES = ((), ("reference.mode=streamed",), ("reference.mode=cached",))

@@ -194,6 +194,12 @@ def test_a_live_reference_that_does_not_fit_is_streamed(capsys):
     assert found.compute_seconds - other.compute_seconds == pytest.approx(0.817, rel=0.01)
 
 
+@pytest.mark.parametrize(("gpu", "base"), [("l40s-48gb", "fp8"), ("rtx4090-24gb", "nf4")])
+@pytest.mark.parametrize("run", ["qwen_image_lora", "qwen_image_141gb"])
+def test_a_small_card_is_told_of_a_quantised_base(capsys, gpu, base, run):
+    assert f"quantize={base}" in advised(capsys, gpu, str(FULL.parent / f"{run}.yaml"))
+
+
 def test_a_frozen_copy_is_whole_on_every_gpu():
     """Sharding takes the policy alone; under FSDP2 the copy is float32, as the policy is."""
     work = plan("reference.mode=live", count=8).workload
