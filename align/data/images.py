@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from align.config import ResolutionConfig
+from rewards.images import as_rgb
 
 __all__ = ["ImageFile", "MarkedRegion", "load_images"]
 
@@ -68,7 +69,7 @@ class ImageFile:
         """
         try:
             with Image.open(self.path) as image:
-                pixels = ImageOps.exif_transpose(image).convert("RGB")
+                pixels = as_rgb(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow reports a damaged PNG chunk as SyntaxError.
             raise ValueError(f"the image {self.path} cannot be read: {error}") from error

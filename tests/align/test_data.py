@@ -7,12 +7,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from run_data import CAPTIONS, sft_config, write_data
 
-from align.config import JsonlPairsConfig, SFTDataConfig, TimestepConfig
+from align.config import JsonlPairsConfig, ResolutionConfig, SFTDataConfig, TimestepConfig
 from align.data.buckets import bucket_of_step, nearest_bucket
 from align.data.draws import Draws
 from align.data.features import FeatureEncoder
@@ -247,6 +248,27 @@ def test_a_corrupt_image_and_a_truncated_one_are_named(data, encoder, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
             encoder().encode([ImageFile(path)], [])
+
+
+def test_an_image_of_any_kind_is_read_as_people_see_it(tmp_path):
+    grey = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "sixteen_bits.png")
+    half_seen = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    half_seen.paste((255, 0, 0, 255), (0, 0, 8, 16))
+    half_seen.save(tmp_path / "alpha.png")
+    palette = Image.new("P", (16, 16), 3)
+    palette.putpalette([0] * 12)
+    palette.save(tmp_path / "palette.png", transparency=3)
+    Image.new("F", (16, 16), 0.5).save(tmp_path / "floats.tiff")
+
+    def read(name):
+        return ImageFile(tmp_path / name).load(ResolutionConfig())
+
+    assert torch.equal(read("sixteen_bits.png")[0].flatten(), torch.arange(256) / 127.5 - 1)
+    assert read("alpha.png")[:, 0, [0, -1]].T.tolist() == [[1, -1, -1], [1, 1, 1]]
+    assert read("palette.png").min() == 1
+    with pytest.raises(ValueError, match=r"floats\.tiff cannot be read: mode 'F' says not which"):
+        read("floats.tiff")
 
 
 def test_images_of_different_sizes_are_named(data, encoder, tmp_path):
