@@ -189,7 +189,7 @@ def _first_of_each(
     if len(x_t) % shared:
         raise ValueError(f"{len(x_t)} samples are no groups of {shared} that begin alike")
     first = slice(None, None, shared)
-    for values in (x_t, cond.prompt_embeds):
+    for values in (x_t, cond.prompt_embeds, *cond.sources):
         if not torch.equal(values[first].repeat_interleave(shared, dim=0), values):
             raise ValueError(
                 f"the steps before the first stochastic one are shared by every {shared} samples, "

@@ -106,3 +106,23 @@ def _apply(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, QwenImageResample):
         return _resample(layer, x)
     raise TypeError(f"no single-frame form of {type(layer).__name__}")
+
+
+def encode_mode(vae: AutoencoderKLQwenImage, images: Tensor) -> Tensor:
+    """Mode ``(B, C, h, w)`` of the posterior of ``images (B, 3, H, W)``, as `decode_images`."""
+    if _needs_stock_path(vae):
+        return vae.encode(images[:, :, None], return_dict=False)[0].mode()[:, :, 0]
+    return encode_frame(vae, images).mode()
+
+
+def decode_images(vae: AutoencoderKLQwenImage, latents: Tensor) -> Tensor:
+    """Images ``(B, 3, H, W)`` in [-1, 1] of ``latents (B, C, h, w)``, in 2-D where it may."""
+    if _needs_stock_path(vae):
+        return vae.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
+    return decode_frame(vae, latents)
+
+
+def _needs_stock_path(vae: AutoencoderKLQwenImage) -> bool:
+    """True for tiling and slicing, and in half precision: there a 2-D and a 3-D convolution round
+    differently, up to 4/255 in the image, while in float32 both draw the same."""
+    return vae.use_tiling or vae.use_slicing or vae.dtype != torch.float32

@@ -12,9 +12,8 @@ from align.mmdit.adapters.qwen_image import (
     NUM_TEMPLATE_TOKENS,
     PROMPT_TEMPLATE,
     QwenImageAdapter,
-    pack,
-    unpack,
 )
+from align.mmdit.tokens import pack, unpack
 
 SIGMA = torch.tensor([0.9, 0.5, 0.1])
 
@@ -168,7 +167,7 @@ def test_a_pipeline_that_nobody_serves_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
         load_adapter(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match=r"is a FluxPipeline.*choices: QwenImagePipeline"):
+    with pytest.raises(ValueError, match=r"is a FluxPipeline.*choices: .*QwenImagePipeline"):
         load_adapter(tmp_path)
 
 

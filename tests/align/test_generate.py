@@ -20,8 +20,8 @@ from run_data import CAPTIONS
 
 from align.config import GenerateConfig
 from align.generate import generate
-from align.mmdit.adapters.qwen_image import pack
 from align.mmdit.flow import seeded_noise
+from align.mmdit.tokens import pack
 from annotate.records import Candidate
 from annotate.settings import parse_config
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
-from align.mmdit.adapters.qwen_image import pack
 from align.mmdit.blocks import BlockSettings
+from align.mmdit.tokens import pack
 from align.policy import Policy, unwrap
 from align.sampling import sample
 

@@ -6,9 +6,9 @@ import torch
 from diffusers import QwenImagePipeline
 
 from align.mmdit.adapters import image_to_uint8, load_adapter
-from align.mmdit.adapters.qwen_image import pack
 from align.mmdit.blocks import BlockSettings
 from align.mmdit.modulation import modulation_tables
+from align.mmdit.tokens import pack
 from align.sampling import sample, sample_sde
 from align.sde import gaussian_log_prob, sde_step
 

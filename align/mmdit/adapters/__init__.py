@@ -10,7 +10,11 @@ from align.mmdit.adapters.base import Conditioning, ModelAdapter, image_to_uint8
 
 __all__ = ["ADAPTERS", "Conditioning", "ModelAdapter", "image_to_uint8", "load_adapter"]
 
-ADAPTERS = {"QwenImagePipeline": "align.mmdit.adapters.qwen_image:QwenImageAdapter"}
+ADAPTERS = {
+    "QwenImagePipeline": "align.mmdit.adapters.qwen_image:QwenImageAdapter",
+    "QwenImageEditPipeline": "align.mmdit.adapters.qwen_image_edit:QwenImageEditAdapter",
+    "QwenImageEditPlusPipeline": "align.mmdit.adapters.qwen_image_edit:QwenImageEditPlusAdapter",
+}
 """Pipeline class, as ``model_index.json`` names it, to the adapter that serves it."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from align.mmdit.blocks import BlockSettings
@@ -16,14 +17,21 @@ PARTS = ("transformer", "vae", "text_encoder")
 """Parts of a pipeline that hold weights; an adapter may be loaded with some of them only."""
 
 
+SOURCE_AREA = 1024 * 1024
+"""Pixels that the stock editing pipelines bring a source image to before it is encoded."""
+
+
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts of a batch."""
+    """Encoded prompts of a batch, and the images that they ask to edit."""
 
     prompt_embeds: Tensor
     """``(B, L, D)``; padded rows end in zeros."""
     mask: Tensor | None = None
     """``(B, L)`` bool, True on real tokens; None when nothing is padded."""
+    sources: tuple[Tensor, ...] = ()
+    """Normalised latents ``(B, C, h, w)`` of each source image in its order, sizes of their own;
+    empty where a new picture is asked for. All rows of a batch have as many, of the same sizes."""
 
     def __len__(self) -> int:
         return self.prompt_embeds.shape[0]
@@ -33,7 +41,8 @@ class Conditioning:
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.prompt_embeds.device)
         mask = None if self.mask is None else self.mask[index]
-        return Conditioning(self.prompt_embeds[index], mask)
+        sources = tuple(source[index] for source in self.sources)
+        return Conditioning(self.prompt_embeds[index], mask, sources)
 
     def trim(self) -> Conditioning:
         """Drop columns that pad every row, and the mask where no padding is left."""
@@ -41,21 +50,33 @@ class Conditioning:
             return self
         length = int(self.mask.sum(1).max())
         mask = self.mask[:, :length]
-        return Conditioning(self.prompt_embeds[:, :length], None if mask.all() else mask)
+        embeds = self.prompt_embeds[:, :length]
+        return Conditioning(embeds, None if mask.all() else mask, self.sources)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Conditioning:
-        """Move both tensors; ``dtype`` is that of the embeddings."""
+        """Move all tensors; ``dtype`` is that of the embeddings."""
         mask = None if self.mask is None else self.mask.to(device)
-        return Conditioning(self.prompt_embeds.to(device=device, dtype=dtype), mask)
+        sources = tuple(source.to(device) for source in self.sources)
+        return Conditioning(self.prompt_embeds.to(device=device, dtype=dtype), mask, sources)
 
     @staticmethod
     def cat(parts: Iterable[Conditioning]) -> Conditioning:
-        """Join batches, padding the shorter ones; the mask is None if nothing is padded."""
+        """Join batches, padding the shorter ones; the mask is None if nothing is padded.
+
+        Raises:
+            ValueError: there are no parts, or their source images differ in number or size.
+        """
         parts = list(parts)
         if not parts:
             raise ValueError("Conditioning.cat got no parts; at least one is needed")
+        sizes = [[tuple(source.shape[1:]) for source in part.sources] for part in parts]
+        if odd := next((size for size in sizes if size != sizes[0]), None):
+            raise ValueError(
+                f"a batch has source images of one number and size: got latents {sizes[0]} and "
+                f"{odd}; encode and compute them apart"
+            )
         length = max(part.prompt_embeds.shape[1] for part in parts)
         embeds, masks = [], []
         for part in parts:
@@ -69,7 +90,8 @@ class Conditioning:
             )
             masks.append(torch.cat([mask, mask.new_zeros(batch, pad)], 1))
         mask = torch.cat(masks)
-        return Conditioning(torch.cat(embeds), None if mask.all() else mask)
+        sources = tuple(map(torch.cat, zip(*(part.sources for part in parts), strict=True)))
+        return Conditioning(torch.cat(embeds), None if mask.all() else mask, sources)
 
 
 class ModelAdapter(Protocol):
@@ -88,13 +110,38 @@ class ModelAdapter(Protocol):
     """Where the pipeline lies; None for one built in memory."""
     lora_targets: tuple[str, ...]
     """Module name suffixes that a LoRA adapts by default."""
+    max_sources: int | None
+    """Source images that a prompt may have: 0 for a family that draws from words alone, None for
+    any number."""
+    text_parts: tuple[str, ...]
+    """Folders of a pipeline that an encoded prompt depends on."""
 
     @property
     def scale_factor(self) -> int:
         """Pixels per latent along a side."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        sources: Sequence[Sequence[Image.Image]] = (),
+        source_area: int = SOURCE_AREA,
+    ) -> Conditioning:
+        """Embeddings of ``prompts``, each with its source images where a family looks at them.
+
+        Args:
+            sources: of each prompt, upright RGB images; empty: none has any.
+            source_area: pixels that a source image is brought to.
+        """
+        ...
+
+    def check_sources(self, count: int) -> None:
+        """Raises `ValueError` if a prompt must not have so many source images; names who may."""
+        ...
+
+    def encode_source(self, source: Image.Image, source_area: int = SOURCE_AREA) -> Tensor:
+        """Normalised latents ``(C, h, w)`` of a source image, for `Conditioning.sources`."""
+        ...
 
     def encode_images(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in [-1, 1] to normalised latents ``(B, C, h, w)``."""
@@ -122,7 +169,10 @@ class ModelAdapter(Protocol):
         cond: Conditioning,
         num_blocks: int,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Hidden states after ``num_blocks`` blocks: image ``(B, N, D)``, text, mask."""
+        """Hidden states after ``num_blocks`` blocks: image ``(B, N, D)``, text, mask.
+
+        The image tokens are those of ``x_t``, without source images.
+        """
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

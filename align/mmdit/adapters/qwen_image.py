@@ -15,14 +15,17 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
+from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from align.mmdit import flow
-from align.mmdit.adapters.base import PARTS, Conditioning
+from align.mmdit.adapters.base import PARTS, SOURCE_AREA, Conditioning
 from align.mmdit.blocks import BlockSettings, has_joint_blocks, install_blocks
 from align.mmdit.pipeline_folder import folder_sha256, write_pipeline
-from align.mmdit.vae import decode_frame, encode_frame
+from align.mmdit.sources import check_count, source_pixels
+from align.mmdit.tokens import num_tokens, pack, unpack
+from align.mmdit.vae import decode_images, encode_mode
 
 PROMPT_TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
@@ -67,6 +70,9 @@ class QwenImageAdapter:
         "txt_mlp.net.2",
         "txt_mod.1",
     )
+    max_sources: int | None = 0
+    text_parts = ("text_encoder", "tokenizer")
+    """Folders of a pipeline that an encoded prompt depends on."""
 
     def __init__(
         self,
@@ -147,30 +153,51 @@ class QwenImageAdapter:
                 prompt = prompt.replace(token, "")
         return prompt
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        sources: Sequence[Sequence[Image.Image]] = (),
+        source_area: int = SOURCE_AREA,
+    ) -> Conditioning:
         """Last hidden states of the text encoder inside the template, ``(B, L, D)``.
 
         Differentiable; callers that do not train the text encoder wrap it in ``torch.no_grad``.
         """
         if not prompts:
             raise ValueError("encode_prompts got no prompts; at least one is needed")
-        tokenizer, text_encoder = self._need("tokenizer"), self._need("text_encoder")
-        tokens = tokenizer(
+        self.check_sources(max(map(len, sources), default=0))
+        tokens = self._need("tokenizer")(
             [PROMPT_TEMPLATE.format(self.clean_prompt(prompt)) for prompt in prompts],
             max_length=TOKENIZER_MAX_LENGTH + NUM_TEMPLATE_TOKENS,
             padding=True,
             truncation=True,
             return_tensors="pt",
-        ).to(text_encoder.device)
+        )
+        rows = self._hidden_rows(tokens, NUM_TEMPLATE_TOKENS)
+        return Conditioning.cat([Conditioning(row[None, :MAX_SEQUENCE_LENGTH]) for row in rows])
+
+    def _hidden_rows(self, tokens: Any, num_dropped: int, **pictures: Tensor) -> list[Tensor]:
+        """Last hidden states ``(L, D)`` of each row, without padding and its first tokens."""
+        text_encoder = self._need("text_encoder")
+        device = text_encoder.device
         # The inner model: the language head's logits over the vocabulary are not wanted.
         hidden = text_encoder.model(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False
+            input_ids=tokens.input_ids.to(device),
+            attention_mask=tokens.attention_mask.to(device),
+            use_cache=False,
+            **{name: value.to(device) for name, value in pictures.items()},
         ).last_hidden_state
-        rows = [
-            row[real][NUM_TEMPLATE_TOKENS:][:MAX_SEQUENCE_LENGTH]
-            for row, real in zip(hidden, tokens.attention_mask.bool(), strict=True)
-        ]
-        return Conditioning.cat([Conditioning(row[None]) for row in rows])
+        masks = tokens.attention_mask.bool()
+        return [row[real][num_dropped:] for row, real in zip(hidden, masks, strict=True)]
+
+    def check_sources(self, count: int) -> None:
+        """Raises `ValueError` if a prompt must not have so many source images."""
+        check_count(count, self.max_sources)
+
+    def encode_source(self, source: Image.Image, source_area: int = SOURCE_AREA) -> Tensor:
+        """Normalised latents ``(C, h, w)``, as the editing pipelines encode a source image."""
+        self.check_sources(1)
+        return self.encode_images(source_pixels(source, source_area))[0]
 
     # Images --------------------------------------------------------------------------------------
 
@@ -178,21 +205,12 @@ class QwenImageAdapter:
         """Normalised latents (the posterior's mode) of ``images (B, 3, H, W)`` in [-1, 1]."""
         vae = self._need("vae")
         self.latent_shape(*images.shape[-2:])
-        images = images.to(vae.device, vae.dtype)
-        if _needs_stock_path(vae):
-            latents = vae.encode(images[:, :, None]).latent_dist.mode()[:, :, 0]
-        else:
-            latents = encode_frame(vae, images).mode()
-        return self.normalize(latents)
+        return self.normalize(encode_mode(vae, images.to(vae.device, vae.dtype)))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1], in the autoencoder's dtype."""
         vae = self._need("vae")
-        latents = self.denormalize(latents.to(vae.device, vae.dtype))
-        if _needs_stock_path(vae):
-            images = vae.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
-        else:
-            images = decode_frame(vae, latents)
+        images = decode_images(vae, self.denormalize(latents.to(vae.device, vae.dtype)))
         return (images * 0.5 + 0.5).clamp(0, 1)
 
     def normalize(self, latents: Tensor) -> Tensor:
@@ -248,7 +266,7 @@ class QwenImageAdapter:
         """
         inputs = self._inputs(transformer, x_t, sigma, cond, has_joint_blocks(transformer))
         packed = transformer(**inputs, return_dict=False)[0]
-        return unpack(packed, x_t.shape[-2:])
+        return unpack(packed[:, : num_tokens(x_t)], x_t.shape[-2:])
 
     def guide(self, velocity: Tensor, negative_velocity: Tensor, scale: float) -> Tensor:
         """True classifier-free guidance, each token rescaled to its conditional norm."""
@@ -272,6 +290,8 @@ class QwenImageAdapter:
         blocks.
         """
         model = cast(QwenImageTransformer2DModel, transformer)
+        if getattr(model, "zero_cond_t", False):
+            raise ValueError("this transformer has zero_cond_t, whose features are not computed")
         if not 0 < num_blocks <= len(model.transformer_blocks):
             raise ValueError(
                 f"num_blocks is {num_blocks}; this transformer has 1 to "
@@ -293,7 +313,7 @@ class QwenImageAdapter:
                 temb=temb,
                 image_rotary_emb=rope,
             )
-        return image, text, mask
+        return image[:, : num_tokens(x_t)], text, mask
 
     def _inputs(
         self,
@@ -305,7 +325,8 @@ class QwenImageAdapter:
     ) -> dict[str, Any]:
         first = next(transformer.parameters())
         device, dtype = x_t.device, first.dtype
-        batch, _, height, width = x_t.shape
+        batch, frames = len(x_t), (x_t, *cond.sources)
+        self.check_sources(len(cond.sources))
         if len(sigma) != batch or len(cond) != batch:
             raise ValueError(
                 f"batch sizes differ: x_t {batch}, sigma {len(sigma)}, cond {len(cond)}"
@@ -320,11 +341,11 @@ class QwenImageAdapter:
             extra["attention_kwargs"] = {"text_lengths": tuple(mask.sum(1).tolist())}
             embeds, mask = embeds[mask.to(device)][None], None
         return extra | {
-            "hidden_states": pack(x_t).to(dtype),
+            "hidden_states": torch.cat([pack(frame).to(device, dtype) for frame in frames], 1),
             "timestep": timestep,
             "encoder_hidden_states": embeds,
             "encoder_hidden_states_mask": None if mask is None else mask.to(device),
-            "img_shapes": [[(1, height // 2, width // 2)]] * batch,
+            "img_shapes": [[(1, f.shape[-2] // 2, f.shape[-1] // 2) for f in frames]] * batch,
         }
 
     # Saving and identity -------------------------------------------------------------------------
@@ -373,27 +394,6 @@ class QwenImageAdapter:
         if module is None:
             raise ValueError(
                 f"the {part} was not loaded; pass parts=(..., "
-                f"{'text_encoder' if part == 'tokenizer' else part!r}) to from_pretrained"
+                f"{part if part in PARTS else 'text_encoder'!r}) to from_pretrained"
             )
         return module
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Latents ``(B, C, h, w)`` to tokens ``(B, h w / 4, 4 C)`` of 2 x 2 patches."""
-    b, c, h, w = latents.shape
-    patches = latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(b, (h // 2) * (w // 2), 4 * c)
-
-
-def unpack(tokens: Tensor, size: Sequence[int]) -> Tensor:
-    """Inverse of `pack`; ``size`` is ``(h, w)`` of the latents."""
-    h, w = size
-    b, _, channels = tokens.shape
-    patches = tokens.reshape(b, h // 2, w // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return patches.reshape(b, channels // 4, h, w)
-
-
-def _needs_stock_path(vae: AutoencoderKLQwenImage) -> bool:
-    """True for tiling and slicing, and in half precision: there a 2-D and a 3-D convolution round
-    differently, up to 4/255 in the image, while in float32 both draw the same."""
-    return vae.use_tiling or vae.use_slicing or vae.dtype != torch.float32
