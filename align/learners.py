@@ -127,8 +127,9 @@ class StepLearner(Learner[TransitionBatch]):
             self._recompute()
 
     def places(self, update: int) -> list[Place]:
+        """Step after step: a micro-batch as large as a batch of the rollout has its very rows."""
         window = range(self.config.rollout.window)
-        return [(image, step) for image in self._images(update) for step in window]
+        return [(image, step) for step in window for image in self._images(update)]
 
     def batch(self, places: Sequence[Place]) -> TransitionBatch:
         images, steps = zip(*places, strict=True)
@@ -141,12 +142,13 @@ class StepLearner(Learner[TransitionBatch]):
         return batch.x_t, batch.sigma, batch.cond
 
     def check(self) -> dict[str, Any]:
-        places = self.places(0)
-        window = self.config.rollout.window
-        # As many micro-batches as show each step of the window.
-        count = min(len(places), -(-window // self.plan.micro) * self.plan.micro)
-        starts = range(0, count, self.plan.micro)
-        batches = [self.batch(places[s : s + self.plan.micro]) for s in starts]
+        places, batches, seen = self.places(0), [], set[int]()
+        for start in range(0, len(places), self.plan.micro):
+            part = places[start : start + self.plan.micro]
+            steps = {step for _, step in part}
+            if not steps <= seen:  # the first micro-batch with each step of the window
+                batches.append(self.batch(part))
+                seen |= steps
         tolerance = self.config.ratio_tolerance
         figures = check_replay(self.objective, self.policy, batches, self.engine, tolerance)
         if self.objective.beta > 0:

@@ -171,6 +171,8 @@ class GRPOLoop:
                 self.config.seed,
                 iteration,
                 self.config.objective.trains_steps,
+                # A pass with a gradient and no backward pass is not one that shards expect.
+                0 if self.engine.layout.shards_weights else self.learner.plan.micro,
             )
             scores = self._score(rollout, iteration)
             shape = (len(rollout.groups), self.config.group_size)

@@ -73,7 +73,8 @@ class Rollout:
             x_next=self.x_next[rows, columns],
             sigma=self.sigma[rows, columns],
             sigma_next=self.sigma_next[rows, columns],
-            cond=self.cond.select(rows),
+            # As a batch of the rollout with these rows was padded.
+            cond=self.cond.select(rows).trim(),
             old_log_prob=self.log_prob[rows, columns],
             advantages=advantages[rows],
             old_mean=self.mean[rows, columns],
@@ -89,6 +90,7 @@ def draw_rollout(
     seed: int,
     iteration: int,
     stochastic: bool = True,
+    trained_at_once: int = 0,
 ) -> Rollout:
     """Draw all images of ``groups``; every group has the same size.
 
@@ -99,16 +101,20 @@ def draw_rollout(
 
     Args:
         stochastic: False draws by the ODE alone: the rollout then has no steps to train.
+        trained_at_once: rows of a training batch. Where a batch of images is no larger, its
+            stochastic steps are computed as training computes them (`sample_sde`).
     """
     per_batch = max(1, config.batch_size // groups[0].size)
+    images = min(per_batch, len(groups)) * groups[0].size
+    as_trained = images <= trained_at_once and config.guidance_scale == 1
     first = window_start(config, seed, iteration)
     window = range(first, first + config.window if stochastic else first)
     kept = config.modulation_tables and stochastic
     with modulation_tables(unwrap(policy.transformer)) if kept else nullcontext() as tables:
-        parts = [
-            _draw(policy, features, groups[start : start + per_batch], config, seed, window, tables)
-            for start in range(0, len(groups), per_batch)
-        ]
+        parts = []
+        for start in range(0, len(groups), per_batch):
+            batch = groups[start : start + per_batch]
+            parts.append(_draw(policy, features, batch, config, seed, window, tables, as_trained))
     conds, trajectories = zip(*parts, strict=True)
     sigma, sigma_next = trajectories[0].sigma, trajectories[0].sigma_next
     num_images = sum(group.size for group in groups)
@@ -138,6 +144,7 @@ def _draw(
     seed: int,
     window: range,
     tables: ModulationTables | None,
+    as_trained: bool,
 ) -> tuple[Conditioning, Trajectory]:
     ids = [i for group in groups for i in group.sample_ids()]
     cond = features.conditioning([g.prompt.text for g in groups for _ in range(g.size)])
@@ -177,6 +184,7 @@ def _draw(
         one_pass=config.guidance_in_one_pass,
         shared=groups[0].size if config.shared_noise else 1,
         tables=tables,
+        as_trained=as_trained,
     )
     return cond, trajectory
 

@@ -122,6 +122,7 @@ def sample_sde(
     one_pass: bool = False,
     shared: int = 1,
     tables: ModulationTables | None = None,
+    as_trained: bool = False,
 ) -> Trajectory:
     """Draw with an SDE on the steps ``sde_steps`` (numbers from 0) and the ODE on the others.
 
@@ -138,6 +139,10 @@ def sample_sde(
         shared: So many consecutive samples begin alike: until the first stochastic step they are
             one, and are computed once.
         tables: Of the transformer's modulation, for several batches of the same steps.
+        as_trained: Compute the stochastic steps with a gradient, which is thrown away: a GPU may
+            take other kernels, and a compiler other graphs, for a pass without one, and then the
+            replay of a step would not meet the very bits that drew it. It takes the memory that
+            training on the same batch does.
 
     Raises:
         ValueError: the steps are no steps, or samples that are to be shared differ.
@@ -166,9 +171,10 @@ def sample_sde(
         if tables is not None:
             tables.at(step)
         sigma_b, sigma_next_b = sigma.expand(len(x_t)), sigma_next.expand(len(x_t))
-        velocity = guided_velocity(
-            adapter, transformer, x_t, sigma_b, cond, guidance_scale, negative, one_pass
-        )
+        with torch.set_grad_enabled(as_trained and step in steps):
+            velocity = guided_velocity(
+                adapter, transformer, x_t, sigma_b, cond, guidance_scale, negative, one_pass
+            ).detach()
         if step not in sde_steps:
             x_t = x_t + (sigma_next - sigma) * velocity.float()
             continue

@@ -174,7 +174,7 @@ class ModulationTables:
             return compute(temb)
         key = (layer, self._step, len(temb))
         if key not in self._rows:
-            out = compute(temb)
+            out = compute(temb).detach()
             same = torch.equal(out[:1].expand_as(out), out)
             self._rows[key] = out[:1].clone() if same else out
         return self._rows[key].expand(len(temb), -1)

@@ -104,7 +104,7 @@ def test_a_group_of_one_noise_draws_its_first_steps_once(data, untrained_folder,
     rows = []
 
     def note(module, args, output):
-        if isinstance(module, QwenImageTransformer2DModel) and not torch.is_grad_enabled():
+        if isinstance(module, QwenImageTransformer2DModel):
             rows.append(len(output[0]))
 
     config = grpo_config(data, untrained_folder, tmp_path / "run", **settings)
@@ -130,6 +130,27 @@ def test_a_group_of_one_noise_draws_its_first_steps_once(data, untrained_folder,
     settings["rollout"] = rollout | {"modulation_tables": False}
     with pytest.raises(ConfigError, match="shared_noise makes the images of a group alike"):
         grpo_config(data, untrained_folder, tmp_path, **settings, objective={"algorithm": "nft"})
+
+
+@pytest.mark.parametrize("blocks", ["stock", "joint"])
+def test_a_batch_that_trains_is_a_batch_that_was_drawn(data, untrained_folder, tmp_path, blocks):
+    """Prompts of different lengths, a group a batch: the ratio is exactly 1, in bfloat16 too."""
+    rollout = {"height": 32, "width": 32, "num_steps": 4, "window": 2, "batch_size": 4}
+    config = grpo_config(
+        data,
+        untrained_folder,
+        tmp_path,
+        rollout=rollout,
+        max_steps=1,
+        save_every=0,
+        micro_batch_size=4,
+        ratio_tolerance=0,
+        dtype="bfloat16",
+        blocks=blocks,
+        gradient_checkpointing=True,
+    )
+    train_grpo(config, FirstChannel())
+    assert losses(tmp_path)[1]["log_ratio_abs"] == 0
 
 
 def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, tmp_path):

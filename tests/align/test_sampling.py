@@ -1,5 +1,7 @@
 """What we draw is what the stock pipeline draws from the same noise."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,25 @@ def test_modulation_is_read_from_tables_to_the_bit(
     calls.clear()
     draw(noise)
     assert len(calls) == each
+
+
+def test_trained_steps_are_drawn_by_the_pass_that_trains(adapter, cond, noise):
+    """With a gradient on the stochastic steps alone, of which nothing is kept."""
+    transformer = copy.deepcopy(adapter.transformer).requires_grad_(True)
+    adapter.install_blocks(transformer, BlockSettings("joint", "full"))
+    modes = []
+    transformer.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    generator = torch.Generator().manual_seed(0)
+    step_noise = torch.randn(2, *noise.shape, generator=generator)
+    settings = {"noise_level": 0.7, "sde_steps": [1, 2], "step_noise": step_noise}
+    plain = sample_sde(adapter, transformer, cond, noise, 4, **settings)
+    assert modes == [False] * 4
+    modes.clear()
+    drawn = sample_sde(adapter, transformer, cond, noise, 4, **settings, as_trained=True)
+    assert modes == [False, True, True, False]
+    assert not any(value.requires_grad for value in vars(drawn).values())
+    assert torch.equal(drawn.latents, plain.latents)
+    assert torch.equal(drawn.log_prob, plain.log_prob)
 
 
 def test_without_noise_the_sde_is_the_ode(adapter, cond, noise):
