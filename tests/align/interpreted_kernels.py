@@ -36,7 +36,7 @@ def assert_same(found, expected):
 
 
 def check_the_norm_and_rotation_of_queries() -> None:
-    batch, text, image, heads, width = 2, 3, 18, 2, 16
+    batch, text, image, heads, width = 2, 3, 101, 3, 16  # several programs, the last not full
     inputs = draw((batch, text, heads, width), (batch, image, heads, width), (width,), (width,))
     angles = draw((text, width // 2), (image, width // 2))
     tables = [torch.stack([x.cos(), x.sin()], dim=-1) for x in angles]

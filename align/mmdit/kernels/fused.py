@@ -1,4 +1,5 @@
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 """Triton kernels of the elementwise work in a joint block, forward and backward.
 
 Each launch handles whole rows in float32 and rounds once, where the eager twins of
@@ -21,75 +22,93 @@ __all__ = ["add_norm_modulate", "qk_norm_rope"]
 
 ROWS = 16
 """Rows that one program of a backward pass goes through, summing as it goes."""
+WARPS = 8
+"""Of a program that holds a whole token: a thread has 16 of 4096 numbers."""
+HEADS = 16
+"""Rows of one head that a program of `qk_norm_rope` holds at once."""
 
 
 # RMSNorm and rotary embedding, into the joint sequence --------------------------------------------
+#
+# A row is one head of one token; rows lie one after the other, and so do a row's pairs of numbers,
+# which are loaded whole and then taken apart: neighbouring threads read neighbouring bytes.
+
+
+@triton.jit
+def _places(row, tokens, joint_tokens, offset, heads):
+    """The token of each row, and the row in the joint sequence; int64, as all products of them."""
+    token = row // heads
+    sample = token // tokens
+    return token % tokens, row + (sample * (joint_tokens - tokens) + offset) * heads
+
+
+@triton.jit
+def _pairs(values, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """``(HEADS, WIDTH)`` as its even and its odd columns, float32."""
+    return tl.split(tl.reshape(values.to(tl.float32), [HEADS, HALF, 2]))
 
 
 @triton.jit
 def _qk_forward(
-    x, weight, table, out, tokens, joint_tokens, offset, heads, eps,
-    WIDTH: tl.constexpr, HALF: tl.constexpr,
+    x, weight, table, out, rows, tokens, joint_tokens, offset, heads, eps,
+    WIDTH: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """One program: one token of one sample, all heads in turn."""
-    row = tl.program_id(0)
-    sample, token = row // tokens, row % tokens
-    pair = tl.arange(0, HALF)
-    cos = tl.load(table + token * WIDTH + 2 * pair)
-    sin = tl.load(table + token * WIDTH + 2 * pair + 1)
-    w_even = tl.load(weight + 2 * pair).to(tl.float32)
-    w_odd = tl.load(weight + 2 * pair + 1).to(tl.float32)
-    for head in range(heads):
-        source = x + (row * heads + head) * WIDTH
-        target = out + ((sample * joint_tokens + offset + token) * heads + head) * WIDTH
-        even = tl.load(source + 2 * pair).to(tl.float32)
-        odd = tl.load(source + 2 * pair + 1).to(tl.float32)
-        scale = tl.rsqrt((tl.sum(even * even, 0) + tl.sum(odd * odd, 0)) / WIDTH + eps)
-        even, odd = even * scale * w_even, odd * scale * w_odd
-        tl.store(target + 2 * pair, (even * cos - odd * sin).to(out.dtype.element_ty))
-        tl.store(target + 2 * pair + 1, (even * sin + odd * cos).to(out.dtype.element_ty))
+    """One program: HEADS rows."""
+    row = tl.program_id(0).to(tl.int64) * HEADS + tl.arange(0, HEADS)
+    token, target = _places(row, tokens, joint_tokens, offset, heads)
+    column, inside = tl.arange(0, WIDTH)[None, :], (row < rows)[:, None]
+    even, odd = _pairs(
+        tl.load(x + row[:, None] * WIDTH + column, mask=inside, other=0.0), HEADS, HALF
+    )
+    cos, sin = _pairs(
+        tl.load(table + token[:, None] * WIDTH + column, mask=inside, other=0.0), HEADS, HALF
+    )
+    w_even, w_odd = _pairs(tl.load(weight + column), 1, HALF)
+    scale = tl.rsqrt((tl.sum(even * even, 1) + tl.sum(odd * odd, 1)) / WIDTH + eps)[:, None]
+    even, odd = even * scale * w_even, odd * scale * w_odd
+    turned = tl.join(even * cos - odd * sin, even * sin + odd * cos)
+    turned = tl.reshape(turned, [HEADS, WIDTH]).to(out.dtype.element_ty)
+    tl.store(out + target[:, None] * WIDTH + column, turned, mask=inside)
 
 
 @triton.jit
 def _qk_backward(
     x, weight, table, grad, grad_x, partial, rows, tokens, joint_tokens, offset, heads, eps,
-    WIDTH: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One program: ROWS tokens; leaves its sum of the weight's gradient in ``partial``."""
+    """One program: ROWS times HEADS rows; leaves its sum of the weight's gradient in
+    ``partial``."""
     program = tl.program_id(0)
-    pair = tl.arange(0, HALF)
-    w_even = tl.load(weight + 2 * pair).to(tl.float32)
-    w_odd = tl.load(weight + 2 * pair + 1).to(tl.float32)
-    sum_even = tl.zeros([HALF], tl.float32)
-    sum_odd = tl.zeros([HALF], tl.float32)
+    column = tl.arange(0, WIDTH)[None, :]
+    w_even, w_odd = _pairs(tl.load(weight + column), 1, HALF)
+    sum_even = tl.zeros([HEADS, HALF], tl.float32)
+    sum_odd = tl.zeros([HEADS, HALF], tl.float32)
     for step in range(ROWS):
-        row = program * ROWS + step
-        if row < rows:
-            sample, token = row // tokens, row % tokens
-            cos = tl.load(table + token * WIDTH + 2 * pair)
-            sin = tl.load(table + token * WIDTH + 2 * pair + 1)
-            for head in range(heads):
-                source = (row * heads + head) * WIDTH
-                upstream = grad + ((sample * joint_tokens + offset + token) * heads + head) * WIDTH
-                g_even = tl.load(upstream + 2 * pair).to(tl.float32)
-                g_odd = tl.load(upstream + 2 * pair + 1).to(tl.float32)
-                even = tl.load(x + source + 2 * pair).to(tl.float32)
-                odd = tl.load(x + source + 2 * pair + 1).to(tl.float32)
-                scale = tl.rsqrt((tl.sum(even * even, 0) + tl.sum(odd * odd, 0)) / WIDTH + eps)
-                # Turned back by the same angle, then through the norm.
-                y_even, y_odd = g_even * cos + g_odd * sin, g_odd * cos - g_even * sin
-                n_even, n_odd = even * scale, odd * scale
-                sum_even += y_even * n_even
-                sum_odd += y_odd * n_odd
-                y_even, y_odd = y_even * w_even, y_odd * w_odd
-                mean = (tl.sum(y_even * n_even, 0) + tl.sum(y_odd * n_odd, 0)) / WIDTH
-                element = grad_x.dtype.element_ty
-                tl.store(grad_x + source + 2 * pair, ((y_even - n_even * mean) * scale).to(element))
-                tl.store(
-                    grad_x + source + 2 * pair + 1, ((y_odd - n_odd * mean) * scale).to(element)
-                )
-    tl.store(partial + program * WIDTH + 2 * pair, sum_even)
-    tl.store(partial + program * WIDTH + 2 * pair + 1, sum_odd)
+        row = (program.to(tl.int64) * ROWS + step) * HEADS + tl.arange(0, HEADS)
+        token, source = _places(row, tokens, joint_tokens, offset, heads)
+        inside = (row < rows)[:, None]
+        even, odd = _pairs(
+            tl.load(x + row[:, None] * WIDTH + column, mask=inside, other=0.0), HEADS, HALF
+        )
+        g_even, g_odd = _pairs(
+            tl.load(grad + source[:, None] * WIDTH + column, mask=inside, other=0.0), HEADS, HALF
+        )
+        cos, sin = _pairs(
+            tl.load(table + token[:, None] * WIDTH + column, mask=inside, other=0.0), HEADS, HALF
+        )
+        scale = tl.rsqrt((tl.sum(even * even, 1) + tl.sum(odd * odd, 1)) / WIDTH + eps)[:, None]
+        # Turned back by the same angle, then through the norm.
+        y_even, y_odd = g_even * cos + g_odd * sin, g_odd * cos - g_even * sin
+        n_even, n_odd = even * scale, odd * scale
+        sum_even += y_even * n_even
+        sum_odd += y_odd * n_odd
+        y_even, y_odd = y_even * w_even, y_odd * w_odd
+        mean = ((tl.sum(y_even * n_even, 1) + tl.sum(y_odd * n_odd, 1)) / WIDTH)[:, None]
+        result = tl.join((y_even - n_even * mean) * scale, (y_odd - n_odd * mean) * scale)
+        result = tl.reshape(result, [HEADS, WIDTH]).to(grad_x.dtype.element_ty)
+        tl.store(grad_x + row[:, None] * WIDTH + column, result, mask=inside)
+    total = tl.join(tl.sum(sum_even, 0), tl.sum(sum_odd, 0))
+    tl.store(partial + program * WIDTH + tl.arange(0, WIDTH), tl.reshape(total, [WIDTH]))
 
 
 class _QKNormRope(torch.autograd.Function):
@@ -116,9 +135,10 @@ class _QKNormRope(torch.autograd.Function):
         offset = 0
         for x, weight, table in parts:
             tokens = x.shape[1]
-            _qk_forward[(batch * tokens,)](
-                x, weight, table, joint, tokens, joint.shape[1], offset, heads, eps,
-                WIDTH=width, HALF=width // 2,
+            rows = batch * tokens * heads
+            _qk_forward[(triton.cdiv(rows, HEADS),)](
+                x, weight, table, joint, rows, tokens, joint.shape[1], offset, heads, eps,
+                WIDTH=width, HALF=width // 2, HEADS=HEADS,
             )  # fmt: skip
             offset += tokens
         ctx.save_for_backward(*(tensor for part in parts for tensor in part))
@@ -131,13 +151,13 @@ class _QKNormRope(torch.autograd.Function):
         saved, offset, found = ctx.saved_tensors, 0, []
         for x, weight, table in (saved[:3], saved[3:]):
             batch, tokens, heads, width = x.shape
-            rows = batch * tokens
-            programs = triton.cdiv(rows, ROWS)
+            rows = batch * tokens * heads
+            programs = triton.cdiv(rows, ROWS * HEADS)
             grad_x = torch.empty_like(x)
             partial = x.new_empty(programs, width, dtype=torch.float32)
             _qk_backward[(programs,)](
                 x, weight, table, grad, grad_x, partial, rows, tokens, grad.shape[1], offset,
-                heads, ctx.eps, WIDTH=width, HALF=width // 2, ROWS=ROWS,
+                heads, ctx.eps, WIDTH=width, HALF=width // 2, HEADS=HEADS, ROWS=ROWS,
             )  # fmt: skip
             found.append((grad_x, partial.sum(0).to(weight.dtype)))
             offset += tokens
@@ -169,7 +189,7 @@ def _norm_forward(
     HAS_UPDATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: one token."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)  # products with the width pass int32
     sample = row // tokens
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -198,7 +218,7 @@ def _norm_backward(
     HAS_UPDATE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One program: ROWS tokens of one sample; leaves its sums over tokens in ``partial``."""
-    program, sample = tl.program_id(0), tl.program_id(1)
+    program, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
     factor = tl.load(scale + sample * width + column, mask=inside, other=0.0).to(tl.float32)
@@ -258,7 +278,7 @@ class _AddNormModulate(torch.autograd.Function):
         statistics = x.new_empty(batch * tokens, 2, dtype=torch.float32)
         _norm_forward[(batch * tokens,)](
             x, update, gate, shift, scale, total, out, statistics, tokens, width, eps,
-            HAS_UPDATE=has_update, BLOCK=triton.next_power_of_2(width),
+            HAS_UPDATE=has_update, BLOCK=triton.next_power_of_2(width), num_warps=WARPS,
         )  # fmt: skip
         ctx.save_for_backward(total, update, gate, scale, statistics)
         ctx.has_update = has_update
@@ -276,6 +296,7 @@ class _AddNormModulate(torch.autograd.Function):
             total, update, gate, scale, statistics, grads[0].contiguous(), grads[1].contiguous(),
             grad_x, grad_update, partial, tokens, width, programs,
             HAS_UPDATE=ctx.has_update, BLOCK=triton.next_power_of_2(width), ROWS=ROWS,
+            num_warps=WARPS,
         )  # fmt: skip
         to_shift, to_scale, to_gate = partial.sum(1).to(scale.dtype).unbind(1)
         if not ctx.has_update:
