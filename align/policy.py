@@ -47,6 +47,7 @@ class Policy:
         reference: Reference = "none",
         blocks: BlockSettings = STOCK,
         seed: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         """
         Args:
@@ -56,6 +57,7 @@ class Policy:
             reference: For full parameters alone; a LoRA always has its reference.
             blocks: How the transformer's blocks compute, what they keep for the backward pass.
             seed: Fixes the LoRA's first weights.
+            device: Where it will compute; None: where its weights are.
         """
         if reference not in get_args(Reference):
             choices = ", ".join(map(repr, get_args(Reference)))
@@ -78,8 +80,8 @@ class Policy:
         self._freeze_dead_parameters()
         self._reference_blocks = replace(blocks, recompute="none", compile=False)
         if self._reference is not None:
-            adapter.install_blocks(self._reference, self._reference_blocks)
-        self.blocks = adapter.install_blocks(transformer, blocks)
+            adapter.install_blocks(self._reference, self._reference_blocks, device)
+        self.blocks = adapter.install_blocks(transformer, blocks, device)
         """What computes, in words."""
 
     def velocity(self, x_t: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:

@@ -185,7 +185,9 @@ class Trainer:
                 f"{layout.name}"
             )
         device = "cpu" if layout.loads_on_cpu else self.engine.device
-        self.policy = load_policy(self.config, device, reference, layout.keeps_masters)
+        self.policy = load_policy(
+            self.config, device, reference, layout.keeps_masters, self.engine.device
+        )
         self.adapter = self.policy.adapter
         self.policy.move_reference(self.engine.device)
         self.policy.transformer = self.engine.prepare(
@@ -347,11 +349,13 @@ def load_policy(
     device: torch.device | str,
     reference: Reference = "none",
     keeps_masters: bool = False,
+    computes_on: torch.device | None = None,
 ) -> Policy:
     """The transformer of ``config.model`` with what is trained of it, before any training.
 
     Args:
         keeps_masters: the optimizer has float32 masters of its own, as DeepSpeed's.
+        computes_on: where it will be brought before it computes; None: it stays on ``device``.
     """
     # AdamW's steps vanish in bfloat16 weights.
     dtype = getattr(torch, config.dtype)
@@ -371,6 +375,7 @@ def load_policy(
         reference=reference,
         blocks=_block_settings(config),
         seed=config.seed,
+        device=computes_on,
     )
 
 

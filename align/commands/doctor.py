@@ -42,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     print("\n".join(hardware(device)))
-    lines, faults = attention(device)
+    try:
+        lines, faults = attention(device)
+    except ModuleNotFoundError as error:
+        lines, faults = [], [f"{error}: pip install 'winsome[train]'"]
     print("\n".join(lines))
     for fault in faults:
         print(f"FAULT: {fault}")
@@ -95,9 +98,15 @@ def attention(device: str) -> tuple[list[str], list[str]]:
     lines, faults = [], []
     for name, lengths in (("unpadded (joint blocks)", None), ("padded (stock blocks)", [16, 5])):
         choice = choose_attention(facts, masked=lengths is not None)
-        proof = prove_attention(choice.backend, device, torch.bfloat16, lengths)
+        lines.append(
+            f"attention, {name}: {choice.backend}, kernel {choice.kernel}: {choice.reason}"
+        )
+        try:
+            proof = prove_attention(choice.backend, device, torch.bfloat16, lengths)
+        except RuntimeError as error:  # torch's word for a kernel that cannot run here
+            faults.append(f"{choice.backend} does not run ({name}): {error}")
+            continue
         lines += [
-            f"attention, {name}: {choice.backend}, kernel {choice.kernel}: {choice.reason}",
             f"  ran {', '.join(proof.ops) or 'no attention operator'}; relative error "
             f"{proof.forward_error:.1e} forward, {proof.backward_error:.1e} backward",
         ]

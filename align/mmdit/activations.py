@@ -63,8 +63,11 @@ def check_saved_ops(ops: set[Any]) -> None:
     Raises:
         ValueError: names the operators that would be computed twice.
     """
-    heavy = {op for op in ops if op._overloadpacket in flop_registry or "attention" in str(op)}
+    attention = {op for op in ops if "attention" in str(op) or "attn" in str(op)}
+    heavy = attention | {op for op in ops if op._overloadpacket in flop_registry}
     missed = sorted(str(op) for op in heavy - SAVED_OPS)
+    if not attention and torch.ops.aten.bmm.default not in heavy:
+        missed.append("attention that is no operator of torch")
     if missed:
         kept = ", ".join(sorted(str(op) for op in SAVED_OPS))
         raise ValueError(

@@ -14,6 +14,7 @@ Weights, their names and their modules stay the stock ones.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -57,28 +58,35 @@ class BlockSettings:
             )
 
 
-def install_blocks(transformer: nn.Module, settings: BlockSettings) -> str:
+def install_blocks(
+    transformer: nn.Module, settings: BlockSettings, device: torch.device | None = None
+) -> str:
     """Make ``transformer`` compute as ``settings`` say; returns what was chosen, in words.
 
-    The transformer is a bare `QwenImageTransformer2DModel`, its weights where they will compute or
-    on the CPU. Compiling comes last: a copy for a reference must be taken before.
+    The transformer is a bare `QwenImageTransformer2DModel`. Compiling comes last: a copy for a
+    reference must be taken before.
+
+    Args:
+        device: where it will compute; None: where its weights are. The attention path and the check
+            of selective saving are that device's, while the weights may still wait to be sharded.
 
     Raises:
         ValueError: the backend is wrong for training, or selective saving would miss a matrix
             product on this device.
     """
     model: Any = transformer
+    place: torch.device = device or next(model.parameters()).device
     said = f"blocks {settings.blocks}, recompute {settings.recompute}"
     if settings.blocks == "stock":
         if settings.recompute == "full":
             model.enable_gradient_checkpointing()
         elif settings.recompute == "selective":
-            check_saved_ops(_ops_of(model))
+            check_saved_ops(_ops_of(model, place))
             model.enable_gradient_checkpointing(recomputing("selective"))
         return said
     if getattr(model, "zero_cond_t", False):
         raise ValueError("this transformer has zero_cond_t, which joint blocks do not compute")
-    choice = choose_attention(AttentionDevice.here(next(model.parameters()).device))
+    choice = choose_attention(AttentionDevice.here(place))
     backend = settings.attention or choice.backend
     require_backend(backend, masked=False)
     kernels = load_kernels(settings.blocks)
@@ -88,7 +96,7 @@ def install_blocks(transformer: nn.Module, settings: BlockSettings) -> str:
         block.joint = _Joint(AttentionBackendName(backend), settings.recompute, kernels)
         block.forward = MethodType(_forward, block)
     if settings.recompute == "selective":
-        check_saved_ops(_ops_of(model))
+        check_saved_ops(_ops_of(model, place))
     if settings.compile:
         for block in model.transformer_blocks:
             block.compile()
@@ -115,16 +123,22 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 class RealRope(nn.Module):
-    """The stock position embedding, its complex numbers given as (cosine, sine)."""
+    """The stock position embedding, its complex numbers given as (cosine, sine).
+
+    They travel as the bits of float32: FSDP2 rounds what floats a block is given to bfloat16, and
+    a sine or cosine would then be wrong by up to 0.004.
+    """
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
         self.stock = stock
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Tables ``(N, d / 2, 2)`` for image tokens and ``(L, d / 2, 2)`` for text tokens."""
+        """Tables ``(N, d / 2, 2)`` int32 for image tokens, ``(L, d / 2, 2)`` for text tokens."""
         image, text = self.stock(*args, **kwargs)
-        return torch.view_as_real(image), torch.view_as_real(text)
+        return torch.view_as_real(image).view(torch.int32), torch.view_as_real(text).view(
+            torch.int32
+        )
 
 
 # The block ----------------------------------------------------------------------------------------
@@ -156,7 +170,10 @@ def _forward(
             "and their numbers as attention_kwargs['text_lengths']"
         )
     lengths = (joint_attention_kwargs or {}).get("text_lengths")
-    arguments = (hidden_states, encoder_hidden_states, temb, *image_rotary_emb, lengths)
+    image_table, text_table = (bits.view(torch.float32) for bits in image_rotary_emb)
+    arguments = (
+        hidden_states, encoder_hidden_states, temb, image_table, text_table, lengths,
+    )  # fmt: skip
     if torch.is_grad_enabled():
         return recomputing(self.joint.recompute)(_joint_block, self, *arguments)
     return _joint_block(self, *arguments)
@@ -266,14 +283,16 @@ def _add_gated(
     return x + torch.cat([own_gate * part for part, own_gate in rows], dim=1)
 
 
-def _ops_of(model: Any) -> set[Any]:
-    """Operators of one block's forward pass with a gradient, on the model's device and dtype."""
-    weight = next(p for p in model.transformer_blocks.parameters() if p.is_floating_point())
-    like = {"device": weight.device, "dtype": weight.dtype}
+def _ops_of(model: Any, device: torch.device) -> set[Any]:
+    """Operators of one block's forward pass with a gradient, on ``device`` in the model's dtype."""
     block, width = model.transformer_blocks[0], model.inner_dim
+    weight = next(p for p in block.parameters() if p.is_floating_point())
+    if weight.device.type != device.type:
+        block = copy.deepcopy(block).to(device)
+    like = {"device": device, "dtype": weight.dtype}
     image = torch.zeros(1, 16, width, **like, requires_grad=True)
     text, temb = torch.zeros(1, 4, width, **like), torch.zeros(1, width, **like)
-    rope = model.pos_embed([[(1, 4, 4)]], max_txt_seq_len=4, device=weight.device)
+    rope = model.pos_embed([[(1, 4, 4)]], max_txt_seq_len=4, device=device)
     with torch.enable_grad(), OpRecorder() as recorder:
         block(image, text, None, temb, rope)
     return set(recorder.ops)

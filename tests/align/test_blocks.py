@@ -9,7 +9,8 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch._dynamo.backends.debugging import aot_eager
 
-from align.mmdit.activations import check_saved_ops
+from align.mmdit.activations import SAVED_OPS, check_saved_ops
+from align.mmdit.attention import AttentionDevice
 from align.mmdit.blocks import BlockSettings, has_joint_blocks, install_blocks
 from align.mmdit.kernels.eager import rotate
 from benchmarks.cpu import measure_optimizer, measure_pair, measure_recompute
@@ -94,10 +95,39 @@ def test_the_optimizer_holds_four_bytes_a_parameter():
 
 
 def test_an_operator_that_would_run_twice_is_named():
-    ops = {torch.ops.aten.addmm.default, torch.ops.aten.gelu.default}
-    check_saved_ops(ops)
+    aten = torch.ops.aten
+    linear, cudnn = aten.addmm.default, aten._scaled_dot_product_cudnn_attention.default
+    check_saved_ops({linear, cudnn, aten.gelu.default})
     with pytest.raises(ValueError, match=r"aten\.bmm\.default twice.*_scaled_dot_product_cudnn"):
-        check_saved_ops(ops | {torch.ops.aten.bmm.default})
+        check_saved_ops({linear, cudnn, aten.bmm.default})
+    with pytest.raises(ValueError, match="compute attention that is no operator of torch twice"):
+        check_saved_ops({linear, aten.gelu.default})  # as packages that call their own kernels
+
+
+def test_every_attention_of_torch_is_kept():
+    """Those that `scaled_dot_product_attention` may become on a CPU or a CUDA card."""
+    names = [n for n in dir(torch.ops.aten) if n.startswith("_scaled_dot_product_")]
+    assert "_scaled_dot_product_cudnn_attention" in names
+    others = ("backward", "math", "overrideable", "quantized")
+    forward = {n for n in names if not any(other in n for other in others)}
+    assert {getattr(torch.ops.aten, n).default for n in forward} <= SAVED_OPS
+
+
+def test_the_path_is_that_of_the_device_that_computes(joint, monkeypatch):
+    """Weights may wait on the CPU for a sharded launch on Hopper cards."""
+    found = AttentionDevice("cuda", (2, 10), (9, 0), 91900)
+    monkeypatch.setattr(AttentionDevice, "here", lambda device: found)
+    said = install_blocks(joint, BlockSettings("joint"), torch.device("cuda"))
+    assert "attention _native_cudnn" in said
+    assert joint.transformer_blocks[0].joint.backend.value == "_native_cudnn"
+
+
+def test_sharding_does_not_round_the_angles(joint):
+    """FSDP2 casts what floats a block is given to the dtype that computes."""
+    rope = joint.pos_embed([[(1, 4, 4)]], max_txt_seq_len=8, device=torch.device("cpu"))
+    assert not any(table.is_floating_point() for table in rope)
+    image, _ = joint.pos_embed.stock([[(1, 4, 4)]], max_txt_seq_len=8, device=torch.device("cpu"))
+    assert torch.equal(rope[0].view(torch.float32), torch.view_as_real(image))
 
 
 def test_a_block_is_one_graph_of_real_numbers_with_the_checkpoint_inside(joint):

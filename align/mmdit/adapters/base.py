@@ -187,8 +187,14 @@ class ModelAdapter(Protocol):
         """Sampling sigmas ``(num_steps + 1,)`` of the family's scheduler."""
         ...
 
-    def install_blocks(self, transformer: nn.Module, settings: BlockSettings) -> str:
-        """Make the bare ``transformer`` compute as ``settings`` say; returns that in words."""
+    def install_blocks(
+        self,
+        transformer: nn.Module,
+        settings: BlockSettings,
+        device: torch.device | None = None,
+    ) -> str:
+        """Make the bare ``transformer`` compute as ``settings`` say, on ``device`` or where its
+        weights are; returns that in words."""
         ...
 
     def dead_modules(self, transformer: nn.Module) -> tuple[str, ...]:

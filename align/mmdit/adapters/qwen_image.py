@@ -367,8 +367,13 @@ class QwenImageAdapter:
             raise ValueError("this adapter was built in memory: it has no pipeline to save into")
         write_pipeline(self.folder, folder, transformer, state_dict)
 
-    def install_blocks(self, transformer: nn.Module, settings: BlockSettings) -> str:
-        return install_blocks(transformer, settings)
+    def install_blocks(
+        self,
+        transformer: nn.Module,
+        settings: BlockSettings,
+        device: torch.device | None = None,
+    ) -> str:
+        return install_blocks(transformer, settings, device)
 
     def dead_modules(self, transformer: nn.Module) -> tuple[str, ...]:
         """The last block's text output is discarded, so what only feeds it cannot learn.
