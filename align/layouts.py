@@ -46,8 +46,6 @@ class Replicated:
 
     shards_weights = False
     """Whether a process has only a part of each weight between steps."""
-    has_graph_of_parameters = True
-    """Whether `torch.autograd.grad` may ask for the gradients of the trained parameters."""
     loads_on_cpu = False
     """Whether the module is moved to its device while it is wrapped."""
     keeps_masters = False
@@ -114,7 +112,6 @@ class Replicated:
 class DeepSpeed(Replicated):
     """ZeRO-2 or ZeRO-3."""
 
-    has_graph_of_parameters = False
     loads_on_cpu = True
     keeps_masters = True
 
@@ -185,7 +182,6 @@ class FullySharded(Replicated):
     """
 
     shards_weights = True
-    has_graph_of_parameters = False
     loads_on_cpu = True
 
     @property

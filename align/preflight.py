@@ -8,10 +8,11 @@ returns what it measured for run.json. Weights and gradients are left as they we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.advantage import Advantages
 from align.engine import BatchPlan, Engine
@@ -19,7 +20,6 @@ from align.mmdit.adapters import Conditioning
 from align.objectives.flow_grpo import FlowGRPO, TransitionBatch
 from align.policy import Policy
 from align.rollout import Rollout
-from align.sde import gaussian_kl
 
 __all__ = [
     "PreflightError",
@@ -234,35 +234,35 @@ def check_replay(
 def check_kl(
     objective: FlowGRPO, policy: Policy, batch: TransitionBatch, engine: Engine
 ) -> dict[str, float]:
-    """The KL must have a gradient.
+    """The KL in the loss must have a gradient.
 
     At the start the policy is its reference, where KL and gradient are zero and a KL that is cut
-    off from the policy cannot be told from a sound one. So the reference is moved by one
-    hundredth of a standard deviation.
+    off from the policy cannot be told from a sound one. So the weights are moved a little; and
+    with advantages of 0 the KL is all that the loss has. Its gradient is taken at the network's
+    output, for shards have theirs in the backward pass of DeepSpeed or FSDP2 alone.
     """
-    with torch.enable_grad():
-        mean, std = objective.step(policy, batch)
-        with policy.reference():
-            reference_mean, _ = objective.step(policy, batch)
-        distance = 0.01 * std.view(-1, 1, 1, 1)
-        kl = gaussian_kl(mean, reference_mean + distance, std).mean()
-        norm = _gradient_norm(kl, mean, policy, engine) if kl.requires_grad else 0.0
-    norm = -_worst(engine, -norm)
+    outputs: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if output[0].requires_grad:  # the reference's has none
+            outputs.append(output[0])
+
+    still = replace(batch, advantages=torch.zeros_like(batch.advantages))
+    hook = policy.transformer.register_forward_hook(note)
+    try:
+        with engine.nudged(NUDGE), torch.enable_grad():
+            found = objective.loss(policy, still)
+            gradients = torch.autograd.grad(found.loss, outputs, allow_unused=True)
+    finally:
+        hook.remove()
+    squares = [float(g.double().square().sum()) for g in gradients if g is not None]
+    norm = -_worst(engine, -(sum(squares) ** 0.5))
     if not norm > 0:
         raise PreflightError(
-            f"the KL to the reference has a gradient of norm {norm:g} at a KL of {kl.item():.3g} "
-            "nats: it would not hold the policy back"
+            f"the KL to the reference has a gradient of norm {norm:g} at a KL of "
+            f"{float(found.metrics['kl']):.3g} nats: it would not hold the policy back"
         )
     return {"kl_gradient_norm": norm}
-
-
-def _gradient_norm(kl: Tensor, mean: Tensor, policy: Policy, engine: Engine) -> float:
-    # Shards take gradients only in the backward pass of DeepSpeed or FSDP2: there, the way from the
-    # KL to the network's output is what can be looked at.
-    in_graph = engine.layout.has_graph_of_parameters
-    wanted = policy.trainable_parameters() if in_graph else [mean]
-    gradients = torch.autograd.grad(kl, wanted, allow_unused=True)
-    return sum(float(g.double().square().sum()) for g in gradients if g is not None) ** 0.5
 
 
 def _worst(engine: Engine, value: float) -> float:

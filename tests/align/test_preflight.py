@@ -115,6 +115,22 @@ def test_weights_that_are_not_those_that_compute(engine, adapter, transformer, c
         check_weights(engine, policy, noise, SIGMA, cond)
 
 
+def test_a_lora_that_is_frozen_or_switched_off(engine, adapter, transformer, cond, noise):
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    policy = Policy(adapter, transformer, lora=LoraConfig(r=2))
+    policy.transformer = engine.prepare(policy.transformer, 1)
+    layers = [m for m in policy.transformer.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    with pytest.raises(PreflightError, match="what is trained is not what computes"):
+        check_weights(engine, policy, noise, SIGMA, cond)
+    policy.transformer.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        engine.prepare(policy.transformer, 1)
+
+
 def test_accumulation_that_forgets_the_sampling_steps(engine):
     plan = BatchPlan.make(32, 4, 1, 0)
     engine.accelerator.gradient_accumulation_steps = plan.accumulation
