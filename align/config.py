@@ -30,7 +30,7 @@ from align.objective_config import (
     TimestepConfig,
 )
 from align.optim_config import OptimizerConfig, Precision
-from align.watch_config import DivergenceConfig
+from align.watch_config import DivergenceConfig, SamplesConfig
 from annotate.records import Split
 from annotate.settings import Config, ConfigError, dump_config, flatten_config, load_config
 from rewards.scorers.config import ScorerConfig
@@ -41,7 +41,6 @@ __all__ = [
     "ConfigError",
     "DPOConfig",
     "DPOObjectiveConfig",
-    "DivergenceConfig",
     "DrawConfig",
     "EvalConfig",
     "EvaluatedModelConfig",
@@ -136,6 +135,8 @@ class TrainConfig(Config):
     """How many of the newest checkpoints stay."""
     divergence: DivergenceConfig = DivergenceConfig()
     """When gradients that have grown stop the run."""
+    samples: SamplesConfig | None = None
+    """What is drawn while the run trains, and what stops it early; null: nothing."""
     batch_tolerance: float = Field(default=0.02, ge=0)
     """Preflight: bound on the change of a sample's velocity with its batch, as a part of its size;
     bfloat16 kernels give about a hundredth."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from align.advantage import Advantages, decoupled_rewards, group_advantages
-from align.config import GRPOConfig, RewardModelConfig, resolve_model
+from align.config import GRPOConfig, RewardModelConfig, load_config, resolve_model
 from align.data.batches import EMPTY_PROMPT
 from align.data.features import Features
 from align.data.order import step_positions
@@ -36,8 +36,11 @@ from rewards.base import RewardItem, Score, Scorer
 from rewards.contact_sheets import SHEETS, Picture, choose_groups, write_sheet
 from rewards.failures import RewardSource
 from rewards.monitors import HackingAlarm
+from rewards.scorers.config import RewardMixConfig
 
 __all__ = ["train_grpo"]
+
+MIX_FILES = (".yaml", ".yml")
 
 
 def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) -> RunResult:
@@ -65,6 +68,7 @@ def _train_grpo(
     prompts = list(iterate_prompts(config.prompts, config.splits))
     content = sample_id(*(prompt.model_dump_json() for prompt in prompts))
     facts: dict[str, Any] = {}
+    _refuse_gold_that_trains(config)
     if scorer is None:
         scorer, facts = open_reward(config.reward, str(trainer.engine.device))
     source = scorer if isinstance(scorer, RewardSource) else RewardSource(scorer)
@@ -86,13 +90,29 @@ def _train_grpo(
         raise
 
 
+def _refuse_gold_that_trains(config: GRPOConfig) -> None:
+    gold = config.samples.gold if config.samples else None
+    if gold is None or config.reward is None:
+        return
+    path = config.reward.path
+    trains = getattr(gold, "path", None) == path
+    if path.suffix in MIX_FILES:
+        mix = load_config(RewardMixConfig, path)
+        trains = any(part.scorer == gold for part in mix.training)
+    if trains:
+        raise ValueError(
+            f"samples.gold is what the run is rewarded by, {path}: what it learns to please cannot "
+            "say when to stop; take a scorer that measures only"
+        )
+
+
 def open_reward(
     config: RewardModelConfig | None, device: str
 ) -> tuple[Scorer | RewardSource, dict[str, Any]]:
     """The reward that the settings name, once it has passed its gate, and facts for run.json."""
     if config is None:
         raise ValueError("GRPO needs a reward: give reward.path, the folder of a reward model")
-    if config.path.suffix in (".yaml", ".yml"):
+    if config.path.suffix in MIX_FILES:
         from rewards.scorers.build import open_mix
 
         if config.weights:

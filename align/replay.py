@@ -13,6 +13,7 @@ from torch import Tensor
 from align.checkpoint import CheckpointFolder, read_json
 from align.config import DPOConfig, GRPOConfig, SFTConfig, load_config
 from align.learners import online_objective
+from align.loading import load_policy
 from align.mmdit.adapters.base import Conditioning
 from align.objectives.base import finish_parts
 from align.objectives.diffusion_dpo import PairBatch
@@ -23,7 +24,6 @@ from align.objectives.matching import SampleBatch
 from align.objectives.sft import SFT, SFTBatch
 from align.offline import preference_objective
 from align.policy import Policy
-from align.trainer import load_policy
 
 __all__ = ["load_batches", "replay"]
 

@@ -8,6 +8,7 @@
     metrics.jsonl      one line a step
     trackers/          TensorBoard and others
     checkpoints/       see `align.checkpoint`
+    samples/           images of fixed prompts, see `align.samples`
     .lock              who is writing here, see `rewards.lock`
     final/             the export in stock diffusers form, present when the run has finished
 """

@@ -29,7 +29,7 @@ from align.config import DrawConfig, EvalConfig, GenerateConfig, dump_config
 from align.data.rows import iterate_prompts
 from align.generate import generate
 from annotate.records import Candidate, Prompt
-from rewards.base import RewardItem, Score, Scorer, ScoringError, batch_places
+from rewards.base import RewardItem, Score, Scorer, batch_places, complete_scores
 from rewards.metrics import paired_difference
 
 __all__ = ["describe", "evaluate_models"]
@@ -178,19 +178,8 @@ def _scores(
                 )
                 for place in places
             ]
-            found |= dict(zip(places, _all_scores(scorer, shown), strict=True))
+            found |= dict(zip(places, complete_scores(scorer, shown), strict=True))
     return [found[place] for place in range(len(items))]
-
-
-def _all_scores(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:
-    """One score an item: a report with holes where a scorer failed would compare other images."""
-    scores = scorer.score(items)
-    for item, score in zip(items, scores, strict=True):
-        if score.error is not None:
-            raise ScoringError(
-                f"scorer {scorer.spec.name!r} failed on sample {item.sample_id!r}: {score.error}"
-            )
-    return scores
 
 
 def _models(config: EvalConfig, drawn: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from align.config import DivergenceConfig
+from align.watch_config import DivergenceConfig
 
 __all__ = ["Divergence", "Patience"]
 
 
 @dataclass
 class Patience:
-    """Early stopping on the validation loss; part of the checkpoint."""
+    """Early stopping on a loss that is measured now and then; part of the checkpoint."""
 
     patience: int = 0
     """Measurements without a new lowest loss after which to stop; 0: never."""

@@ -17,20 +17,20 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from align.checkpoint import atomic_folder, read_json
-from align.config import LoraConfig, TrainConfig, flatten_config, resolve_model
+from align.config import TrainConfig, flatten_config, resolve_model
 from align.data.features import FeatureEncoder
 from align.engine import Engine, make_accelerator
 from align.interrupt import EXIT_CODE, listening
+from align.loading import load_policy
 from align.metrics import MetricsLog
 from align.mmdit.adapters import ModelAdapter, load_adapter
-from align.mmdit.blocks import BlockSettings
-from align.mmdit.quantized import quantize_blocks
 from align.policy import Policy, Reference
 from align.run import RunFolder, RunResult
+from align.samples import Samples
 from align.stopping import Divergence, Patience
 from rewards.digests import damage, digest_files, write_digests
 
-__all__ = ["Trainer", "load_policy"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,9 @@ class Trainer:
         self.adapter: ModelAdapter
         self.policy: Policy
         self.divergence = Divergence(config.divergence)
+        self.samples: Samples | None = None
+        # Of -gold, which is to fall.
+        self.gold = Patience(config.samples.patience if config.samples else 0)
 
     def __enter__(self) -> Trainer:
         return self
@@ -178,6 +181,8 @@ class Trainer:
         self, accumulation: int, micro_batch_size: int, reference: Reference = "none"
     ) -> Policy:
         """Load the transformer, choose what is trained, and prepare it for this launch."""
+        if self.config.samples is not None:
+            self.samples = Samples(self.config.samples, self.engine, self.encoder(), self.run.path)
         layout = self.engine.layout
         if self.config.quantize and layout.loads_on_cpu:
             raise ValueError(
@@ -235,9 +240,9 @@ class Trainer:
         )
         try:
             with listening() as stop:
-                if step == 0 and validate is not None and validate_every:
-                    log.log(0, self._measure(0, validate, patience))
-                while step < config.max_steps and not patience.is_exhausted:
+                if step == 0 and (figures := self._measure(0, validate, validate_every, patience)):
+                    log.log(0, figures)
+                while step < config.max_steps and not self._is_exhausted(step, patience):
                     step += 1
                     metrics = train_step(step)
                     limit = self.divergence.observe(metrics["grad_norm"])
@@ -245,8 +250,7 @@ class Trainer:
                         norm = metrics["grad_norm"]
                         what = f"the gradient's norm is {norm:.4g}, above {limit:.4g} once more"
                         raise engine.diverged(step, what)
-                    if validate is not None and validate_every and step % validate_every == 0:
-                        metrics |= self._measure(step, validate, patience)
+                    metrics |= self._measure(step, validate, validate_every, patience)
                     log.log(step, metrics)
                     is_asked = step % resumable_every == 0 and engine.any(stop.is_set)
                     if is_asked or (config.save_every and step % config.save_every == 0):
@@ -259,14 +263,38 @@ class Trainer:
         return self.run.result()
 
     def _measure(
-        self, step: int, validate: Callable[[], dict[str, float]], patience: Patience
+        self,
+        step: int,
+        validate: Callable[[], dict[str, float]] | None,
+        validate_every: int,
+        patience: Patience,
     ) -> dict[str, float]:
-        """What ``validate`` finds of the average's weights; early stopping takes note."""
+        """What is due of validation and samples, with the average's weights; early stopping takes
+        note."""
+        validates = validate is not None and validate_every and step % validate_every == 0
+        draws = self.samples is not None and self.samples.is_due(step, self.config.max_steps)
+        figures: dict[str, float] = {}
+        if not validates and not draws:
+            return figures
         self.engine.model.eval()
         with self.engine.averaged(), torch.no_grad():
-            figures = validate()
-        patience.observe(step, figures["validation/loss"])
+            if validates and validate is not None:
+                figures |= validate()
+                patience.observe(step, figures["validation/loss"])
+            if draws and self.samples is not None:
+                figures |= self.samples.draw(self.policy, step)
+        if "samples/gold" in figures:
+            self.gold.observe(step, -figures["samples/gold"])
         return figures
+
+    def _is_exhausted(self, step: int, patience: Patience) -> bool:
+        """Whether the run is to end here for want of a better model; run.json says so."""
+        ended = {"validation": patience, "gold": self.gold}
+        by = [name for name, one in ended.items() if one.is_exhausted]
+        if by and self.engine.is_main:
+            found = {"step": step, "by": by[0], "best_step": ended[by[0]].best_step}
+            self.run.update(stopped_early=found)
+        return bool(by)
 
     def _stop(self, step: int) -> NoReturn:
         """Leave as SIGTERM asked."""
@@ -300,8 +328,9 @@ class Trainer:
                 torch.get_num_threads(),
             )
         self.engine.load(folder)
-        for name, value in state["patience"].items():
-            setattr(patience, name, value)
+        for name, one in (("patience", patience), ("gold", self.gold)):
+            for key, value in state[name].items():
+                setattr(one, key, value)
         self.divergence.load_state_dict(state["divergence"])
         if kept is not None:
             kept.load_state_dict(state["objective"])
@@ -317,6 +346,7 @@ class Trainer:
                     "backend": self.engine.layout.name,
                     "threads": torch.get_num_threads(),
                     "patience": asdict(patience),
+                    "gold": asdict(self.gold),
                     "divergence": self.divergence.state_dict(),
                     "objective": None if kept is None else kept.state_dict(),
                 }
@@ -342,54 +372,3 @@ class Trainer:
 
     def _writing(self, target: Path) -> Any:
         return atomic_folder(target, self.engine.is_main, self.engine.barrier)
-
-
-def load_policy(
-    config: TrainConfig,
-    device: torch.device | str,
-    reference: Reference = "none",
-    keeps_masters: bool = False,
-    computes_on: torch.device | None = None,
-) -> Policy:
-    """The transformer of ``config.model`` with what is trained of it, before any training.
-
-    Args:
-        keeps_masters: the optimizer has float32 masters of its own, as DeepSpeed's.
-        computes_on: where it will be brought before it computes; None: it stays on ``device``.
-    """
-    # AdamW's steps vanish in bfloat16 weights.
-    dtype = getattr(torch, config.dtype)
-    if config.lora is None and not keeps_masters:
-        kept = config.optimizer.weights
-        dtype = torch.float32 if kept == "float32" else torch.bfloat16
-    model = resolve_model(config.model)
-    place = "cpu" if config.quantize else device
-    adapter = load_adapter(model, dtype=dtype, device=place, parts=("transformer",))
-    assert adapter.transformer is not None
-    if config.quantize:
-        quantize_blocks(adapter.transformer, config.quantize, device)
-    return Policy(
-        adapter,
-        adapter.transformer,
-        lora=None if config.lora is None else _peft_config(config.lora),
-        reference=reference,
-        blocks=_block_settings(config),
-        seed=config.seed,
-        device=computes_on,
-    )
-
-
-def _block_settings(config: TrainConfig) -> BlockSettings:
-    return BlockSettings(config.blocks, config.recompute, config.compile, config.attention)
-
-
-def _peft_config(lora: LoraConfig) -> Any:
-    from peft import LoraConfig as PeftLoraConfig
-
-    return PeftLoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) or None,
-        init_lora_weights=True,
-    )

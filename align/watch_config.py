@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
 
-from align.data_config import Positive
+from pydantic import Field, model_validator
+
+from align.data_config import NonNegative, Positive
+from annotate.records import Split
 from annotate.settings import Config
+from rewards.scorers.config import ScorerConfig
 
-__all__ = ["DivergenceConfig"]
+__all__ = ["DivergenceConfig", "SamplesConfig"]
 
 
 class DivergenceConfig(Config):
@@ -20,3 +24,36 @@ class DivergenceConfig(Config):
     """So many too large ones in a row stop the run: a single spike is what clipping is for."""
     window: Positive = 50
     """Steps of which the median is; before half as many there is no limit."""
+
+
+class SamplesConfig(Config):
+    """Images of fixed prompts from fixed noise, drawn while a run trains, under ``samples/``."""
+
+    prompts: Path
+    """Text lines, or JSONL of `annotate.records.Prompt`, or a snapshot folder."""
+    splits: tuple[Split, ...] = tuple(Split)
+    """Only prompts of these splits, where the file names them."""
+    every: Positive = 50
+    """Optimizer steps between drawings; the first is before training, the last after it."""
+    candidates: Positive = 1
+    """Images for each prompt."""
+    seed: NonNegative = 0
+    """Of their noise."""
+    height: Positive = 128
+    width: Positive = 128
+    num_steps: Positive = 20
+    guidance_scale: float = Field(default=1.0, ge=1)
+    """True classifier-free guidance; 1: none, at half the cost."""
+    batch_size: Positive = 16
+    """Images drawn at once by one process."""
+    gold: ScorerConfig | None = None
+    """Measures the images, as ``samples/gold``; it must not be what the run is rewarded by. null:
+    they are drawn and not measured."""
+    patience: NonNegative = 0
+    """Stop after so many drawings in a row without a new highest mean of ``gold``; 0: never."""
+
+    @model_validator(mode="after")
+    def _patience_has_a_scorer(self) -> SamplesConfig:
+        if self.patience and self.gold is None:
+            raise ValueError(f"patience {self.patience} needs gold, a scorer to go by")
+        return self

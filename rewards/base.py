@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["RewardItem", "Score", "Scorer", "ScorerSpec", "ScoringError", "batch_places"]
+__all__ = [
+    "RewardItem",
+    "Score",
+    "Scorer",
+    "ScorerSpec",
+    "ScoringError",
+    "batch_places",
+    "complete_scores",
+]
 
 
 class ScoringError(RuntimeError):
@@ -104,3 +112,18 @@ def batch_places(
         else:
             batches.append(list(unit))
     return batches
+
+
+def complete_scores(scorer: Scorer, items: Sequence[RewardItem]) -> list[Score]:
+    """One score an item: a mean with holes where a scorer failed would be one of other images.
+
+    Raises:
+        ScoringError: it failed on an item; names scorer, item and cause.
+    """
+    scores = scorer.score(items)
+    for item, score in zip(items, scores, strict=True):
+        if score.error is not None:
+            raise ScoringError(
+                f"scorer {scorer.spec.name!r} failed on sample {item.sample_id!r}: {score.error}"
+            )
+    return scores

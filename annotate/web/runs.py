@@ -25,7 +25,7 @@ LOOKED_AT_MOST = ("loss", "reward", "rewards/accuracies", "kl")
 CHARTS: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "validation/loss"),
     "reward": ("reward", "monitor/reward"),
-    "gold": ("monitor/gold",),
+    "gold": ("monitor/gold", "samples/gold"),
     "reward_std": ("reward_std", "frac_reward_zero_std"),
     "held_out": ("*accuracies", "eval_accuracy", "eval_*_accuracy"),
     "errors": ("error/chosen", "error/rejected", "error/chosen_reference"),

@@ -47,9 +47,15 @@ DPO = {
 GRPO = {"max_steps": 2, "save_every": 0}
 
 
+def samples(data: Path) -> dict[str, Any]:
+    """Twelve images and a batch of five: two processes have six each."""
+    shown = {"prompts": data / "prompts.txt", "every": 10, "batch_size": 5}
+    return shown | {"height": 32, "width": 32, "num_steps": 2}
+
+
 def main(data: Path, model: Path, out: Path) -> None:
     note_held(out)
-    sft = sft_config(data, model, out / "sft", keep_checkpoints=5)
+    sft = sft_config(data, model, out / "sft", keep_checkpoints=5, samples=samples(data))
     train_sft(sft)
     state = PartialState()
     assert state.num_processes == 2, state

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from golden_cases import CASES, GOLDEN, SETTINGS_OF_PAIRS, assert_follows
-from launched_runs import DPO, GRPO
+from launched_runs import DPO, GRPO, samples
+from PIL import Image
 from run_data import FirstChannel, dpo_config, grpo_config, losses, sft_config, write_data
 
 from align.checkpoint import read_json
@@ -32,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(data: Path, untrained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of launched_runs.py in this one process."""
     out = tmp_path_factory.mktemp("alone")
-    train_sft(sft_config(data, untrained_folder, out / "sft"))
+    train_sft(sft_config(data, untrained_folder, out / "sft", samples=samples(data)))
     train_dpo(dpo_config(data, untrained_folder, out / "dpo", **DPO))
     train_grpo(grpo_config(data, untrained_folder, out / "grpo", **GRPO), FirstChannel())
     return out
@@ -145,6 +147,17 @@ def test_each_saves_a_pipeline_that_draws(launched, alone, untrained_folder):
     pipeline = DiffusionPipeline.from_pretrained(untrained_folder)
     pipeline.load_lora_weights(launched / "dpo" / "final")
     assert pipeline.get_list_adapters()["transformer"]
+
+
+def test_two_processes_show_the_images_that_one_does(launched, alone):
+    """In the same order, of the averaged weights, within rounding."""
+    for step in (0, 10):
+        grids = [
+            np.asarray(Image.open(run / f"sft/samples/step-{step:08d}/grid.png")).astype(int)
+            for run in (launched, alone)
+        ]
+        assert grids[0].shape == (12 * 32, 32, 3)
+        assert np.abs(grids[0] - grids[1]).max() <= 2
 
 
 def draw(pipeline):

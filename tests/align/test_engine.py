@@ -9,12 +9,13 @@ import torch
 from run_data import dpo_config, losses, sft_config, write_data
 
 from align.cli import main
-from align.config import DivergenceConfig, EMAConfig, OptimizerConfig
+from align.config import EMAConfig, OptimizerConfig
 from align.ema import ShardedEMA
 from align.engine import BatchPlan, learning_rate
 from align.offline import train_dpo, train_sft
 from align.replay import load_batches, replay
 from align.stopping import Divergence
+from align.watch_config import DivergenceConfig
 
 
 @pytest.fixture(scope="module")
