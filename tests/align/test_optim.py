@@ -28,8 +28,8 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def config(type: str, weights: str, **changes) -> OptimizerConfig:
-    return OptimizerConfig(type=type, weights=weights, lr=1e-3, weight_decay=0.01, **changes)
+def config(type: str, weights: str, lr: float = 1e-3, **changes) -> OptimizerConfig:
+    return OptimizerConfig(type=type, weights=weights, lr=lr, weight_decay=0.01, **changes)
 
 
 def train(model: nn.Module, settings: OptimizerConfig, steps: int = STEPS):
@@ -144,6 +144,35 @@ def test_updates_stay_close_to_float32_adamw(start, rule, form, limit):
     )
     drift = (weights_of(model, optimizer) - goal).norm() / (goal - origin).norm()
     assert drift < limit, drift
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-5])
+def test_small_rates_reach_bfloat16_weights_as_they_reach_float32(start, lr):
+    """How far 200 steps go along the way of AdamW in float32 (1: as far), and off it.
+
+    Rounding at random goes as far at every rate and adds noise, which is the larger beside the
+    smaller rate; plain bfloat16 stands still; a split master has neither fault.
+    """
+    reference = copy.deepcopy(start)
+    train(reference, config("adamw", "float32", lr=lr))
+    origin, goal = (
+        torch.nn.utils.parameters_to_vector(m.parameters()).detach() for m in (start, reference)
+    )
+    way = goal - origin
+    found = {}
+    for form in ("plain", "split", "stochastic"):
+        model = copy.deepcopy(start).bfloat16()
+        settings = config("adamw", "float32", lr=lr)
+        if form != "plain":
+            settings = config("adam8bit", form, lr=lr)
+        gone = weights_of(model, train(model, settings)) - origin
+        found[form] = (float(gone @ way / (way @ way)), float((gone - way).norm() / way.norm()))
+    for form in ("split", "stochastic"):
+        assert found[form][0] == pytest.approx(1, abs=0.03), found
+    assert found["split"][1] < 0.05, found
+    assert found["stochastic"][1] < {1e-3: 0.25, 1e-5: 1.0}[lr], found
+    if lr == 1e-5:
+        assert found["plain"][0] < 0.1, found
 
 
 def test_adafactor_learns_what_adamw_learns(start):
