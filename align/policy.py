@@ -78,7 +78,8 @@ class Policy:
             transformer.requires_grad_(False)
             _add_lora(transformer, _with_targets(lora, adapter, transformer), seed)
         self._freeze_dead_parameters()
-        self._reference_blocks = replace(blocks, recompute="none", compile=False)
+        kept = blocks.compile and not self._is_streamed  # a stream swaps the weights of its blocks
+        self._reference_blocks = replace(blocks, recompute="none", compile=kept)
         if self._reference is not None:
             adapter.install_blocks(self._reference, self._reference_blocks, device)
         self.blocks = adapter.install_blocks(transformer, blocks, device)

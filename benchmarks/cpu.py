@@ -22,8 +22,8 @@ from align.mmdit.blocks import BlockSettings, install_blocks
 from align.objectives.diffusion_dpo import pair_errors
 from align.optim import make_optimizer, state_bytes
 from align.optim_config import OptimizerConfig
-from benchmarks.hopper import OBJECTIVE, pair_batch
 from benchmarks.hopper_bench import STOCK, TOY, Bench
+from benchmarks.hopper_work import OBJECTIVE, pair_batch
 
 BlockCall = Callable[[], tuple[Tensor, Tensor]]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -20,38 +22,12 @@ from align.mmdit.adapters.base import Conditioning
 from align.mmdit.adapters.qwen_image import QwenImageAdapter
 from align.mmdit.blocks import BlockSettings
 from align.policy import Policy
+from benchmarks.hopper_sizes import TOY, Sizes
 
-__all__ = ["STOCK", "Bench", "Results", "Sizes", "run_part"]
+__all__ = ["PART_SECONDS", "STOCK", "TOY", "Bench", "Results", "Sizes", "run_part"]
 
 STOCK = BlockSettings(recompute="full")
 """What is commonly run: diffusers' eager blocks, all recomputed."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of the model and of the work; the defaults are Qwen-Image's."""
-
-    layers: int = 60
-    heads: int = 24
-    head_dim: int = 128
-    joint_dim: int = 3584
-    large: int = 1024
-    """Side in pixels of a DPO pair."""
-    small: int = 512
-    """Side in pixels of a rollout."""
-    text: int = 512
-    mixed: tuple[int, ...] = (64, 256, 512, 1024)
-    group: int = 16
-    steps: int = 10
-    matmul: int = 8192
-    copy_bytes: int = 2**31
-
-
-TOY = Sizes(
-    layers=2, heads=2, head_dim=64, joint_dim=64, large=64, small=32, text=12, mixed=(3, 5, 8, 12),
-    group=2, steps=3, matmul=256, copy_bytes=2**20,
-)  # fmt: skip
-"""Runs every line on a CPU in seconds; its figures mean nothing."""
 
 
 class Results:
@@ -62,15 +38,19 @@ class Results:
 
     def __init__(self, folder: Path, part: str, about: dict[str, Any]) -> None:
         self.folder = folder
-        self.content: dict[str, Any] = {"part": part, **about, "bars": {}, "facts": {}}
+        self.content: dict[str, Any] = {
+            "part": part, **about, "bars": {}, "facts": {}, "failed": {},
+        }  # fmt: skip
+        self._about = about
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{part}.json"
         self._write()
 
     def bar(self, name: str, **raw: Any) -> None:
-        """The raw record of ``hopper.NAME``."""
+        """The raw record of ``hopper.NAME``; its own file also says what measured it."""
         self.content["bars"][f"hopper.{name}"] = raw
-        (self.folder / f"hopper.{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
+        whole = json.dumps(raw | {"measured": self._about}, indent=1)
+        (self.folder / f"hopper.{name}.json").write_text(whole + "\n")
         self._write()
 
     def fact(self, name: str, value: Any) -> None:
@@ -82,9 +62,17 @@ class Results:
         self.content["seconds"] = seconds
         self._write()
 
-    def fail(self, error: Exception) -> None:
-        """What ended the part early; the figures before it stay."""
-        self.content["failed"] = f"{type(error).__name__}: {error}"
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """What ends the block early is written down, and what follows it runs."""
+        try:
+            yield
+        # Of any kind: an hour of a rented card must not end with the first kernel that fails.
+        except Exception as error:
+            self.fail(what, error)
+
+    def fail(self, what: str, error: BaseException) -> None:
+        self.content["failed"][what] = f"{type(error).__name__}: {error}"
         self._write()
 
     def _write(self) -> None:
@@ -122,7 +110,7 @@ class Bench:
         axes = (16, rest // 2, rest // 2)
         with torch.device("meta"):
             model: Any = QwenImageTransformer2DModel(
-                num_layers=layers or sizes.layers,
+                num_layers=min(layers or sizes.layers, sizes.layers),
                 num_attention_heads=sizes.heads,
                 attention_head_dim=sizes.head_dim,
                 joint_attention_dim=sizes.joint_dim,
@@ -222,13 +210,26 @@ class Bench:
 PART_SECONDS = 8 * 60
 
 
+class OutOfTime(BaseException):
+    """Ends a part; no `Results.attempt` may keep it."""
+
+
 def run_part(part: Callable[[Bench, Results], None], bench: Bench, results: Results) -> None:
-    """Run one part within its time; what it fails of is written down, and other parts go on."""
+    """Run one part within its time; figures that it has by then stay."""
+
+    def late(*_: Any) -> NoReturn:
+        raise OutOfTime(f"the part took more than {PART_SECONDS} s")
+
     start = time.perf_counter()
-    bench.deadline = start + PART_SECONDS
+    bench.deadline = start + PART_SECONDS / 2
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(PART_SECONDS)
     try:
-        part(bench, results)
-    except (RuntimeError, ValueError) as error:  # out of memory; a variant that computes otherwise
-        results.fail(error)
+        with results.attempt("part"):
+            part(bench, results)
+    except OutOfTime as error:
+        results.fail("part", error)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
     bench.free()
     results.finish(time.perf_counter() - start)

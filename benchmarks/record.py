@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.bars import BARS
 from benchmarks.formulas import Raw
+from benchmarks.hopper_sizes import Sizes
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (
@@ -76,12 +77,19 @@ def record(
     Returns:
         The new lines, in the order of ``bar_names``.
 
+    Args:
+        raw: where it has a field ``measured``, that names device, versions and date; else they are
+            those of this machine, now.
+
     Raises:
-        ValueError: there is no bar of such a name; nothing was written.
+        ValueError: there is no bar of such a name, or the card measured a smaller model than the
+            bar speaks of; nothing was written.
     """
     if unknown := [name for name in bar_names if name not in BARS]:
         raise ValueError(f"unknown bar {unknown[0]!r} (choose from {', '.join(sorted(BARS))})")
     bars = [BARS[name] for name in bar_names]
+    measured = raw.get("measured", {})
+    _check_whole(measured)
     now = datetime.now(UTC)
     raw_path = results / "raw" / f"{bars[0].name}.{now:%Y%m%dT%H%M%SZ}.json"
     lines = [
@@ -90,10 +98,10 @@ def record(
             "value": bar.formula(raw),
             "unit": bar.unit,
             "against": bar.against,
-            "device": device(gpu=bar.needs != "cpu"),
-            "versions": versions(),
+            "device": measured.get("device") or device(gpu=bar.needs != "cpu"),
+            "versions": measured.get("versions") or versions(),
             "commit": commit(),
-            "date": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            "date": measured.get("date") or f"{now:%Y-%m-%dT%H:%M:%SZ}",
             "command": command,
             "raw": raw_path.relative_to(results).as_posix(),
         }
@@ -105,6 +113,14 @@ def record(
         with (results / f"{bar.area}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return lines
+
+
+def _check_whole(measured: Mapping[str, Any]) -> None:
+    sizes = measured.get("sizes")
+    whole = json.loads(json.dumps(vars(Sizes())))
+    if sizes is not None and sizes != whole:
+        different = [f"{k} {v} (full: {whole[k]})" for k, v in sizes.items() if v != whole[k]]
+        raise ValueError(f"the bars are of the whole model; this was measured with {different}")
 
 
 def main() -> None:

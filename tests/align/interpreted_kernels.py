@@ -6,12 +6,16 @@ other tests do too.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from align.mmdit.blocks import BlockSettings, install_blocks
 from align.mmdit.kernels import eager, fused
+from benchmarks import hopper
 from benchmarks.hopper_bench import TOY, Bench
 
 
@@ -74,7 +78,19 @@ def check_that_a_fused_block_computes_what_a_joint_one_does() -> None:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def check_the_benchmark_of_the_kernels() -> None:
+    """At a toy's size, where its figures mean nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        small = ["--toy", "--layers", "1", "--repeats", "1", "--device", "cpu", "--no-compile"]
+        hopper.main(["kernels", "--here", *small, "--out", folder])
+        part = json.loads((Path(folder) / "kernels.json").read_text())
+    assert set(part["bars"]) == {"hopper.kernel_bandwidth_share"}
+    errors = part["facts"]["errors.fused"]
+    assert errors["gradients"] <= 2 * errors["stock"]
+
+
 if __name__ == "__main__":
+    check_the_benchmark_of_the_kernels()
     check_the_norm_and_rotation_of_queries()
     check_the_gated_residual_norm_and_modulation(has_update=True)
     check_the_gated_residual_norm_and_modulation(has_update=False)
