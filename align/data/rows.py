@@ -187,12 +187,17 @@ def iterate_prompts(path: Path, splits: Sequence[Split] = tuple(Split)) -> Itera
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not a prompt, an id stands twice, or there is no prompt of ``splits``;
-            names the file.
+        ValueError: the file is of another kind, a line is not a prompt, an id stands twice, or
+            there is no prompt of ``splits``; names the file.
     """
     file = path / "prompts.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there is no prompts file at {file}")
+    if file.suffix not in ("", ".txt", ".jsonl"):
+        # The lines of a table, its head first, would be drawn as prompts.
+        raise ValueError(
+            f"prompts come from .txt (one a line), .jsonl (id and text) and snapshots, got {file}"
+        )
     seen: dict[str, Split] = {}
     for prompt in read_jsonl(file, Prompt) if file.suffix == ".jsonl" else _read_lines(file):
         if prompt.id in seen:

@@ -213,6 +213,13 @@ def test_prompts_of_other_encodings_and_of_no_asked_split_are_named(tmp_path):
         list(iterate_prompts(records, [Split.TRAIN]))
 
 
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.json", "prompts.parquet"])
+def test_a_table_is_not_read_as_lines_of_text(tmp_path, name):
+    (tmp_path / name).write_text("prompt,lang\na cat,en\n")
+    with pytest.raises(ValueError, match=rf"\.txt \(one a line\), \.jsonl .*, got .*{name}"):
+        next(iterate_prompts(tmp_path / name))
+
+
 # Features -----------------------------------------------------------------------------------------
 
 
