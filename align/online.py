@@ -167,7 +167,7 @@ class GRPOLoop:
             plan.micro,
             reference="copy" if config.objective.needs_reference else "none",
         )
-        check_accumulation(self.engine, plan, units, learner.what)
+        self.plan = plan
         self.learner: Learner[Any] = learner(config, self.policy, self.engine, plan)
         self.is_checked = False
 
@@ -272,6 +272,9 @@ class GRPOLoop:
     def _preflight(self, advantages: Advantages, fraction_equal: float) -> None:
         engine, policy, learner = self.engine, self.policy, self.learner
         figures: dict[str, Any] = check_ranks(engine, policy)
+        # What the rollout brings, not what was reckoned when the accumulation was set.
+        units = len(learner.places(0)) * engine.world
+        figures |= check_accumulation(engine, self.plan, units, learner.what)
         figures |= check_groups(learner.rollout)
         figures |= check_rewards(advantages, fraction_equal)
         figures |= learner.check()

@@ -14,8 +14,10 @@ from PIL import Image
 from run_data import CAPTIONS, dpo_config, losses, sft_config, write_data
 from safetensors.torch import load_file
 
+import align.offline
 from align.checkpoint import read_json
 from align.offline import train_dpo, train_sft
+from align.preflight import PreflightError
 from annotate.records import Candidate, Outcome, Prompt
 from annotate.settings import load_config
 from annotate.snapshot import cut_snapshot
@@ -127,6 +129,25 @@ def test_nothing_held_out_is_said(data, untrained_folder, tmp_path):
 def test_a_missing_model_is_named(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="no diffusers pipeline at"):
         train_sft(sft_config(data, tmp_path / "nowhere", tmp_path / "run"))
+
+
+def test_a_stored_reference_begins_at_a_margin_of_exactly_0(
+    data, untrained_folder, tmp_path, monkeypatch
+):
+    """Filled with the shapes of training, one pair at a time; errors of another model are refused."""
+    shared = {"lora": {"rank": 4}, "micro_batch_size": 1, "max_steps": 1, "save_every": 0}
+    shared["objective"] = {"beta": 2000}
+    config = dpo_config(data, untrained_folder, tmp_path / "run", **shared)
+    train_dpo(config)
+    assert losses(config.output_dir)[1]["rewards/margins"] == 0
+    preflight = read_json(config.output_dir / "run.json")["preflight"]
+    assert preflight["reward_max"] == 0
+    names = {"accumulated", "batch_difference", "reward_max", "weights_move_output"}
+    assert preflight.keys() == names
+    stored = align.offline.reference_errors
+    monkeypatch.setattr(align.offline, "reference_errors", lambda *args: 1.01 * stored(*args))
+    with pytest.raises(PreflightError, match="are those of another model"):
+        train_dpo(dpo_config(data, untrained_folder, tmp_path / "other", **shared))
 
 
 def test_dpo_with_a_lora_prefers_the_chosen_and_exports_what_diffusers_loads(

@@ -64,6 +64,11 @@ def test_the_reward_rises_and_the_first_ratio_is_one(data, untrained_folder, tmp
     assert preflight["log_ratio_max"] < 1e-4
     assert preflight["kl_gradient_norm"] > 0
     assert preflight["reward_std"] > 0
+    assert preflight.keys() == {
+        "accumulated", "batch_difference", "frac_reward_zero_std", "groups", "kl_gradient_norm",
+        "log_ratio_alone", "log_ratio_by_sigma", "log_ratio_max", "reward", "reward_std",
+        "weights_move_output",
+    }  # fmt: skip
     assert (result.export / "model_index.json").is_file()
 
 

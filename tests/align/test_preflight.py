@@ -77,6 +77,29 @@ def test_windows_of_their_own_and_groups_of_one_name():
         check_groups(replace(rollout, groups=merged))
 
 
+def test_a_run_asks_for_both_and_counts_what_a_rollout_brings(
+    data, untrained_folder, tmp_path, monkeypatch
+):
+    """The faults in a whole run: each is refused by the call that a trainer makes."""
+
+    def own_windows(rollout):
+        return replace(
+            rollout, sigma=rollout.sigma + 0.01 * torch.arange(len(rollout.sigma))[:, None]
+        )
+
+    with monkeypatch.context() as patch:
+        start_with(patch, own_windows)
+        refuse(data, untrained_folder, tmp_path, "all of a group must share their window")
+    with monkeypatch.context() as patch:
+        patch.setattr(Group, "id", property(lambda self: str(len(self.prompt.text) % 1)))
+        refuse(data, untrained_folder, tmp_path, "two groups of a rollout are named '0'")
+    with monkeypatch.context() as patch:
+        images = classmethod(lambda cls, config: config.prompts_per_step * config.group_size)
+        patch.setattr(StepLearner, "units", images)
+        message = "would see 8 sampling steps .* where it has 16"
+        refuse(data, untrained_folder, tmp_path, message)
+
+
 @pytest.fixture
 def engine(data, tiny_folder, tmp_path):
     config = grpo_config(data, tiny_folder, tmp_path / "run")
