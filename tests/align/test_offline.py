@@ -134,7 +134,7 @@ def test_a_missing_model_is_named(data, tmp_path):
 def test_a_stored_reference_begins_at_a_margin_of_exactly_0(
     data, untrained_folder, tmp_path, monkeypatch
 ):
-    """Filled with the shapes of training, one pair at a time; errors of another model are refused."""
+    """Filled with the shapes of training, one pair at a time. Other errors are refused."""
     shared = {"lora": {"rank": 4}, "micro_batch_size": 1, "max_steps": 1, "save_every": 0}
     shared["objective"] = {"beta": 2000}
     config = dpo_config(data, untrained_folder, tmp_path / "run", **shared)
