@@ -117,8 +117,14 @@ def read_pairs(config: PairsConfig, fraction: float, ties: bool = False) -> Rows
     rows = _read_rows(config, _PairRow, sample, fraction, "pairs")
     if ties:
         return rows
+    train = [pair for pair in rows.train if not pair.is_tie]
+    if not train:
+        raise ValueError(
+            f"{config.path} has no pairs to train on but ties; objective.tie_threshold above 0 "
+            "trains on them"
+        )
     return Rows(
-        [pair for pair in rows.train if not pair.is_tie],
+        train,
         [pair for pair in rows.validation if not pair.is_tie],
         rows.source,
         [pair for pair in rows.annotators if not pair.is_tie],

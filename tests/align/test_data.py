@@ -213,6 +213,15 @@ def test_prompts_of_other_encodings_and_of_no_asked_split_are_named(tmp_path):
         list(iterate_prompts(records, [Split.TRAIN]))
 
 
+def test_a_file_of_ties_alone_says_what_would_train_on_them(data):
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    path = data / "ties.jsonl"
+    path.write_text("\n".join(json.dumps({**row, "tie": True}) for row in rows))
+    assert len(read_pairs(JsonlPairsConfig(path=path), 0.0, ties=True).train) == len(rows)
+    with pytest.raises(ValueError, match=r"ties\.jsonl has no pairs .* objective\.tie_threshold"):
+        read_pairs(JsonlPairsConfig(path=path), 0.0)
+
+
 @pytest.mark.parametrize("name", ["prompts.csv", "prompts.json", "prompts.parquet"])
 def test_a_table_is_not_read_as_lines_of_text(tmp_path, name):
     (tmp_path / name).write_text("prompt,lang\na cat,en\n")
