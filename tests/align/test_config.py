@@ -53,6 +53,8 @@ def test_the_resolved_configuration_is_a_valid_input(path, tmp_path):
     [
         ("lora.rnk=8", r"lora\.rnk: unknown setting; did you mean 'rank'\? valid choices: alpha, "),
         ("lora.rank=-1", r"lora\.rank: Input should be greater than 0 \(got -1\)"),
+        ("optimizer.lr=.inf", r"optimizer\.lr: Input should be a finite number \(got inf\)"),
+        ("data.min_score=.nan", r"data\.min_score: Input should be a finite number \(got nan\)"),
         ("optimizer.schedule=step", r"optimizer\.schedule: .*'constant', 'linear' or 'cosine'"),
         ("max_steps", "'max_steps' is not of the form"),
         ("model.name=x", "model is 'tiny', which has no keys"),
