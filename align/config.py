@@ -30,7 +30,7 @@ from align.objective_config import (
     TimestepConfig,
 )
 from align.optim_config import OptimizerConfig, Precision
-from align.watch_config import DivergenceConfig, SamplesConfig
+from align.watch_config import DivergenceConfig, SamplesConfig, ValidationConfig
 from annotate.records import Split
 from annotate.settings import Config, ConfigError, dump_config, flatten_config, load_config
 from rewards.scorers.config import ScorerConfig
@@ -174,22 +174,6 @@ class TrainConfig(Config):
                 f"a LoRA's weights are float32: optimizer.weights is {self.optimizer.weights!r}"
             )
         return self
-
-
-class ValidationConfig(Config):
-    """A held-out measure with fixed noise and fixed noise levels for each sample."""
-
-    every: NonNegative = 25
-    """Steps between measurements; 0: never."""
-    draws: Positive = 4
-    """Noise levels and noises for each validation sample, evenly spread over the levels."""
-    fraction: Fraction = 0.1
-    """Part of the prompts held out where the rows name no split."""
-    max_samples: Positive | None = None
-    patience: NonNegative = 0
-    """Stop after so many measurements in a row without a new lowest loss; 0: never stop early."""
-    min_delta: float = Field(default=0.0, ge=0)
-    """A new lowest loss must be lower by at least this part of the old one."""
 
 
 class OfflineConfig(TrainConfig):

@@ -16,7 +16,6 @@ from align.config import (
     OfflineConfig,
     ResolutionConfig,
     SFTConfig,
-    ValidationConfig,
 )
 from align.data.batches import (
     EMPTY_PROMPT,
@@ -51,6 +50,7 @@ from align.reference import measure, reference_errors
 from align.run import RunResult
 from align.stopping import Patience
 from align.trainer import Trainer
+from align.watch_config import ValidationConfig
 
 __all__ = ["train_dpo", "train_sft"]
 

@@ -6,12 +6,28 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from align.data_config import NonNegative, Positive
+from align.data_config import Fraction, NonNegative, Positive
 from annotate.records import Split
 from annotate.settings import Config
 from rewards.scorers.config import ScorerConfig
 
-__all__ = ["DivergenceConfig", "SamplesConfig"]
+__all__ = ["DivergenceConfig", "SamplesConfig", "ValidationConfig"]
+
+
+class ValidationConfig(Config):
+    """A held-out measure with fixed noise and fixed noise levels for each sample."""
+
+    every: NonNegative = 25
+    """Steps between measurements; 0: never."""
+    draws: Positive = 4
+    """Noise levels and noises for each validation sample, evenly spread over the levels."""
+    fraction: Fraction = 0.1
+    """Part of the prompts held out where the rows name no split."""
+    max_samples: Positive | None = None
+    patience: NonNegative = 0
+    """Stop after so many measurements in a row without a new lowest loss; 0: never stop early."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """A new lowest loss must be lower by at least this part of the old one."""
 
 
 class DivergenceConfig(Config):
