@@ -78,7 +78,7 @@ class Drawer:
                 config.guidance_scale,
                 self.negative.select([0] * len(cells)),
             )
-            pixels = image_to_uint8(self.adapter.decode_latents(latents)).numpy()
+            pixels = image_to_uint8(self.adapter.decode_latents(latents)).cpu().numpy()
         files = []
         for array in pixels:
             buffer = io.BytesIO()

@@ -17,9 +17,10 @@ from align.data.batches import EMPTY_PROMPT
 from align.data.features import Features
 from align.data.order import step_positions
 from align.data.rows import iterate_prompts, sample_id
+from align.decoding import Decoder
 from align.engine import BatchPlan
 from align.learners import Learner, learner_class
-from align.mmdit.adapters import ModelAdapter, image_to_uint8, load_adapter
+from align.mmdit.adapters import load_adapter
 from align.preflight import (
     check_accumulation,
     check_batch_size,
@@ -193,6 +194,7 @@ class GRPOLoop:
                 self.config.objective.trains_steps,
                 # A pass with a gradient and no backward pass is not one that shards expect.
                 0 if self.engine.layout.shards_weights else self.learner.plan.micro,
+                on_batch=self._decoder.put if self._needs_images else None,
             )
             scores = self._score(rollout, iteration)
             shape = (len(rollout.groups), self.config.group_size)
@@ -291,11 +293,9 @@ class GRPOLoop:
         """One score an image; None for an image that is to be left out."""
         latents = rollout.latents.float().cpu()
         images: Sequence[Any] = [None] * len(latents)
-        reward = self.config.reward
-        by_image = "latents" not in self.scorer.spec.needs or (reward and reward.sees == "images")
-        if by_image or self.source.monitor is not None:
-            images = self._decode(rollout.latents)
-        if by_image:
+        if self._needs_images:
+            images = self._decoder.take()
+        if self._scores_images:
             latents = [None] * len(latents)
         groups = [group for group in rollout.groups for _ in range(group.size)]
         items = [
@@ -336,7 +336,8 @@ class GRPOLoop:
         places = [place for group in groups for place in group]
         images: list[Any] = [items[place].image for place in places]
         if None in images:
-            images = self._decode(rollout.latents[places])
+            self._decoder.put(rollout.latents[places])
+            images = list(self._decoder.take())
         prompts = [group.prompt for group in rollout.groups for _ in range(group.size)]
         found: dict[int, Picture] = {}
         for place, image in zip(places, images, strict=True):
@@ -379,19 +380,18 @@ class GRPOLoop:
             {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
         )
 
+    @property
+    def _scores_images(self) -> bool:
+        reward = self.config.reward
+        sees_images = reward is not None and reward.sees == "images"
+        return sees_images or "latents" not in self.scorer.spec.needs
+
+    @property
+    def _needs_images(self) -> bool:
+        return self._scores_images or self.source.monitor is not None
+
     @cached_property
-    def _decoder(self) -> ModelAdapter:
-        config = self.config
-        dtype = getattr(torch, config.dtype)
-        device = self.engine.device
-        return load_adapter(self.trainer.model, dtype=dtype, device=device, parts=("vae",))
-
-    @torch.no_grad()
-    def _decode(self, latents: Tensor) -> list[Any]:
-        from PIL import Image
-
-        images = []
-        for part in latents.split(16):
-            pixels = image_to_uint8(self._decoder.decode_latents(part))
-            images.extend(Image.fromarray(array) for array in pixels.numpy())
-        return images
+    def _decoder(self) -> Decoder:
+        dtype, device = getattr(torch, self.config.dtype), self.engine.device
+        adapter = load_adapter(self.trainer.model, dtype=dtype, device=device, parts=("vae",))
+        return Decoder(adapter, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -91,6 +91,7 @@ def draw_rollout(
     iteration: int,
     stochastic: bool = True,
     trained_at_once: int = 0,
+    on_batch: Callable[[Tensor], None] | None = None,
 ) -> Rollout:
     """Draw all images of ``groups``; every group has the same size.
 
@@ -103,6 +104,7 @@ def draw_rollout(
         stochastic: False draws by the ODE alone: the rollout then has no steps to train.
         trained_at_once: rows of a training batch. Where a batch of images is no larger, its
             stochastic steps are computed as training computes them (`sample_sde`).
+        on_batch: gets the latents of each batch, in order, before the next one is drawn.
     """
     per_batch = max(1, config.batch_size // groups[0].size)
     images = min(per_batch, len(groups)) * groups[0].size
@@ -115,6 +117,8 @@ def draw_rollout(
         for start in range(0, len(groups), per_batch):
             batch = groups[start : start + per_batch]
             parts.append(_draw(policy, features, batch, config, seed, window, tables, as_trained))
+            if on_batch is not None:
+                on_batch(parts[-1][1].latents)
     conds, trajectories = zip(*parts, strict=True)
     sigma, sigma_next = trajectories[0].sigma, trajectories[0].sigma_next
     num_images = sum(group.size for group in groups)

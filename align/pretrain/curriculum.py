@@ -231,7 +231,7 @@ def preview(adapter: Any, path: Path, size: int) -> None:
     noise = flow.seeded_noise_batch(0, ids, [0] * len(ids), shape)
     cond = adapter.encode_prompts(prompts)
     latents = sample(adapter, adapter.transformer, cond, noise, num_steps=12)
-    pixels = image_to_uint8(adapter.decode_latents(latents)).numpy()
+    pixels = image_to_uint8(adapter.decode_latents(latents)).cpu().numpy()
     grid = Image.new("RGB", (size * len(prompts), size))
     for i, image in enumerate(pixels):
         grid.paste(Image.fromarray(image), (i * size, 0))

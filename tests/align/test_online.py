@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 from run_data import FirstChannel, dpo_config, grpo_config, losses, write_data
 
+import align.rollout
 from align.checkpoint import read_json
 from align.commands.contact import send_sheets
 from align.config import RolloutConfig
+from align.mmdit.adapters import image_to_uint8, load_adapter
+from align.mmdit.adapters.qwen_image import QwenImageAdapter
 from align.online import train_grpo
 from align.plan import workload_of
 from align.preflight import PreflightError
@@ -156,6 +160,36 @@ def test_a_batch_that_trains_is_a_batch_that_was_drawn(data, untrained_folder, t
     )
     train_grpo(config, FirstChannel())
     assert losses(tmp_path)[1]["log_ratio_abs"] == 0
+
+
+def test_a_batch_is_decoded_before_the_next_is_drawn(data, untrained_folder, tmp_path, monkeypatch):
+    """A group a batch, in order, and the images that decoding afterwards gives."""
+    order, whole = [], []
+    decode, sample = QwenImageAdapter.decode_latents, align.rollout.sample_sde
+
+    def note_decode(self, latents):
+        order.append(("decode", len(latents)))
+        return decode(self, latents)
+
+    def note_sample(*args, **settings):
+        order.append(("draw", len(args[3])))
+        drawn = sample(*args, **settings)
+        whole.append(drawn.latents)
+        return drawn
+
+    monkeypatch.setattr(QwenImageAdapter, "decode_latents", note_decode)
+    monkeypatch.setattr(align.rollout, "sample_sde", note_sample)
+    scorer = Scorer(lambda i, item: Score(float(i)), needs=("image",))
+    rollout = {"height": 32, "width": 32, "num_steps": 4, "window": 2, "batch_size": 4}
+    config = grpo_config(
+        data, untrained_folder, tmp_path, rollout=rollout, max_steps=1, save_every=0
+    )
+    train_grpo(config, scorer)
+    assert order == [("draw", 4), ("decode", 4)] * 2
+    adapter = load_adapter(untrained_folder, parts=("vae",))
+    with torch.no_grad():
+        pixels = torch.cat([image_to_uint8(decode(adapter, latents)) for latents in whole])
+    assert [np.asarray(item.image).tolist() for item in scorer.items] == pixels.tolist()
 
 
 def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, tmp_path):

@@ -219,5 +219,6 @@ class ModelAdapter(Protocol):
 
 
 def image_to_uint8(images: Tensor) -> Tensor:
-    """Images ``(B, 3, H, W)`` in [0, 1] to ``(B, H, W, 3)`` uint8, on the CPU."""
-    return (images.detach().cpu().permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8)
+    """Images ``(B, 3, H, W)`` in [0, 1] to ``(B, H, W, 3)`` uint8, where they are."""
+    pixels = images.detach().permute(0, 2, 3, 1).float() * 255
+    return pixels.round().to(torch.uint8).contiguous()
