@@ -130,6 +130,8 @@ class Engine:
         self._named: dict[str, nn.Parameter] = {}
         self._released_norm: Callable[[], float] | None = None
         self._batches: Sequence[Any] = ()
+        self.has_stepped = False
+        """Whether the optimizer has stepped, and so holds its states, in this process."""
 
     @property
     def device(self) -> torch.device:
@@ -233,6 +235,7 @@ class Engine:
             for name, value in {"loss": output.loss, **output.metrics}.items():
                 value = torch.as_tensor(value, dtype=torch.float32).detach().to(self.device)
                 sums[name] = sums[name] + value if name in sums else value
+        self.has_stepped = True
         if self.ema is not None:
             self.ema.update()
         metrics = self.mean({name: value / len(batches) for name, value in sums.items()})

@@ -166,6 +166,9 @@ class RolloutConfig(Config):
     """Compute a step's shift, scale and gate once for all batches of a rollout and both passes of
     guidance, to the same bits: a third of the weights is then read once a step. Not with compiled
     blocks; of algorithms that train steps."""
+    replica: bool = False
+    """Under ZeRO-3 and FSDP2: gather the weights once a rollout, in the dtype that computes, and
+    draw with them whole; they must fit beside the shards. false: each forward pass gathers them."""
     batch_size: Positive = 64
     """Images drawn at once by one process."""
 

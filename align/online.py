@@ -167,6 +167,7 @@ class GRPOLoop:
             plan.accumulation,
             plan.micro,
             reference="copy" if config.objective.needs_reference else "none",
+            replica=config.rollout.replica,
         )
         self.plan = plan
         self.learner: Learner[Any] = learner(config, self.policy, self.engine, plan)
@@ -184,18 +185,7 @@ class GRPOLoop:
         """Draw and score; returns the rewards' figures over all processes."""
         self.engine.model.eval()
         with self._old_policy():
-            rollout = draw_rollout(
-                self.policy,
-                self.features,
-                self._groups(iteration),
-                self.config.rollout,
-                self.config.seed,
-                iteration,
-                self.config.objective.trains_steps,
-                # A pass with a gradient and no backward pass is not one that shards expect.
-                0 if self.engine.layout.shards_weights else self.learner.plan.micro,
-                on_batch=self._decoder.put if self._needs_images else None,
-            )
+            rollout = self._draw(iteration)
             scores = self._score(rollout, iteration)
             shape = (len(rollout.groups), self.config.group_size)
             rewards = [self._reward(s) if s is not None else torch.nan for s in scores]
@@ -212,6 +202,22 @@ class GRPOLoop:
         if not self.is_checked:
             self._preflight(advantages, figures["frac_reward_zero_std"])
         return figures
+
+    def _draw(self, iteration: int) -> Rollout:
+        replica = self.trainer.replica
+        with nullcontext() if replica is None else replica.drawing():
+            return draw_rollout(
+                self.policy,
+                self.features,
+                self._groups(iteration),
+                self.config.rollout,
+                self.config.seed,
+                iteration,
+                self.config.objective.trains_steps,
+                # A pass with a gradient and no backward pass is not one that shards expect.
+                0 if self.engine.layout.shards_weights else self.learner.plan.micro,
+                self._decoder.put if self._needs_images else None,
+            )
 
     def _old_policy(self) -> AbstractContextManager[None]:
         """Within, the weights are those of the policy that draws."""

@@ -25,6 +25,7 @@ from align.loading import load_policy
 from align.metrics import MetricsLog
 from align.mmdit.adapters import ModelAdapter, load_adapter
 from align.policy import Policy, Reference
+from align.replica import Replica
 from align.run import RunFolder, RunResult
 from align.samples import Samples
 from align.stopping import Divergence, Patience
@@ -68,6 +69,7 @@ class Trainer:
         self.samples: Samples | None = None
         # Of -gold, which is to fall.
         self.gold = Patience(config.samples.patience if config.samples else 0)
+        self.replica: Replica | None = None
 
     def __enter__(self) -> Trainer:
         return self
@@ -178,9 +180,16 @@ class Trainer:
         return FeatureEncoder(self.model, folder, self.engine, getattr(torch, self.config.dtype))
 
     def build_policy(
-        self, accumulation: int, micro_batch_size: int, reference: Reference = "none"
+        self,
+        accumulation: int,
+        micro_batch_size: int,
+        reference: Reference = "none",
+        replica: bool = False,
     ) -> Policy:
-        """Load the transformer, choose what is trained, and prepare it for this launch."""
+        """Load the transformer, choose what is trained, and prepare it for this launch.
+
+        ``replica`` makes the one of the same name, to draw with whole weights where they are not.
+        """
         if self.config.samples is not None:
             self.samples = Samples(self.config.samples, self.engine, self.encoder(), self.run.path)
         layout = self.engine.layout
@@ -195,9 +204,12 @@ class Trainer:
         )
         self.adapter = self.policy.adapter
         self.policy.move_reference(self.engine.device)
+        self.replica = Replica(self.policy) if replica else None
         self.policy.transformer = self.engine.prepare(
             self.policy.transformer, accumulation, micro_batch_size
         )
+        if self.replica is not None:
+            self.replica.attach(self.engine)
         if self.engine.is_main:
             self.run.update(
                 trained_parameters=self.engine.num_trained,
