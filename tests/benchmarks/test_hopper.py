@@ -97,7 +97,7 @@ def test_what_fails_or_is_late_is_written_down(monkeypatch, tmp_path):
         with results.attempt("first"):
             raise torch.OutOfMemoryError("no memory left")
         with results.attempt("second"):
-            time.sleep(5)
+            time.sleep(60)
 
     monkeypatch.setattr("benchmarks.hopper_bench.PART_SECONDS", 1)
     results = Results(tmp_path, "late", {})
@@ -108,4 +108,4 @@ def test_what_fails_or_is_late_is_written_down(monkeypatch, tmp_path):
         "first": "OutOfMemoryError: no memory left",
         "part": "OutOfTime: the part took more than 1 s",
     }
-    assert kept["seconds"] < 3
+    assert kept["seconds"] < 30
