@@ -225,7 +225,7 @@ class RewardModelConfig(Config):
     """Folder of the reward model, with its report.json; or a YAML file of a reward mix, which has
     its own gates and weights (docs/rewards.md)."""
     base: str | None = None
-    """Pipeline whose first blocks the reward model reads; null: as named when it was trained."""
+    """What the reward model was made of, e.g. a pipeline; null: as named in training."""
     min_accuracy: float = Field(default=0.6, ge=0, le=1)
     """The run is refused if the report's held-out accuracy is lower."""
     weights: dict[str, float] = Field(default_factory=dict)

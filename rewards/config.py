@@ -9,40 +9,17 @@ from pydantic import Field, model_validator
 
 from annotate.records import Split
 from annotate.settings import Config
+from rewards.encoder_config import DiffusionEncoderConfig, EncoderConfig
 
 __all__ = ["DiffusionEncoderConfig", "HeadConfig", "Loss", "RewardTrainConfig"]
 
 Loss = Literal["plackett_luce", "bradley_terry", "rao_kupper", "gaussian"]
 
 
-class DiffusionEncoderConfig(Config):
-    """Features of the first blocks of the frozen base MMDiT, read from latents."""
-
-    type: Literal["diffusion"] = "diffusion"
-    num_blocks: int = Field(default=2, ge=1)
-    """How many of the base's first blocks are run."""
-    sigmas: tuple[float, ...] = Field(default=(0.1,), min_length=1)
-    """Noise levels at which the latents are read, each in (0, 1); one forward pass each."""
-    noise_seed: int = 0
-    """Seeds the prior noise, which is the same for every candidate: a score is a function of the
-    latents and the prompt alone."""
-    grid: int = Field(default=8, ge=2, le=64)
-    """Image tokens are averaged to ``grid`` x ``grid``, whatever the resolution."""
-    batch_size: int = Field(default=32, ge=1)
-    """Candidates per forward pass; without effect on the features."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the base is loaded in. The heads are float32 always."""
-
-    @model_validator(mode="after")
-    def _check_sigmas(self) -> DiffusionEncoderConfig:
-        for sigma in self.sigmas:
-            if not 0.0 < sigma < 1.0:
-                raise ValueError(f"sigmas must lie between 0 and 1, got {sigma}")
-        return self
-
-
 class HeadConfig(Config):
-    """The trained part: per criterion, attention pooling over image and text tokens."""
+    """The heads: per criterion, attention pooling over image and text tokens. Of an encoder that
+    has a token for each criterion they read that token alone: ``num_layers``, ``num_heads`` and
+    ``num_queries`` are then without effect."""
 
     width: int = Field(default=64, ge=8)
     """Token width after projection; a multiple of ``num_heads``."""
@@ -72,16 +49,18 @@ class RewardTrainConfig(Config):
     """Folder of a snapshot."""
     images: str | None = None
     """Folder or fsspec URL of the images, for a snapshot that was cut without them."""
-    base: str
-    """The frozen base: a diffusers pipeline folder, a hub id, or ``tiny``, the one that ships."""
+    base: str | None = None
+    """What the encoder is made of, a folder or a hub id: for ``diffusion`` a diffusers pipeline, or
+    ``tiny``, the one that ships; for ``qwen_vl`` a Qwen2.5-VL, or a pipeline whose text encoder is
+    one; for ``clip`` a CLIP or SigLIP; for ``pixels`` nothing."""
     output_dir: Path
     """Run folder: the model, ``report.json``, this configuration, checkpoints."""
     cache_dir: Path | None = None
     """Folder of the feature cache, which runs may share; None keeps it in the run folder."""
     device: str = "cpu"
-    """Where the base and the heads run, e.g. ``cuda:0``."""
+    """Where the base and the heads run, e.g. ``cuda:0``. Each process of a launch has its own."""
 
-    encoder: DiffusionEncoderConfig = DiffusionEncoderConfig()
+    encoder: EncoderConfig = DiffusionEncoderConfig()
     head: HeadConfig = HeadConfig()
 
     held_out: Split = Split.TEST
@@ -126,7 +105,7 @@ class RewardTrainConfig(Config):
     patience: int = Field(default=5, ge=1)
     """In epochs."""
     batch_size: int = Field(default=8, ge=1)
-    """Candidate sets per step; one set brings all picks of its tasks."""
+    """Candidate sets per step, over all processes; one set brings all picks of its tasks."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
     weight_decay: float = Field(default=0.05, ge=0.0)
     warmup_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
@@ -135,6 +114,15 @@ class RewardTrainConfig(Config):
     """Weight of the squared mean score of a comparison; 0 leaves the zero of scores free."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_base(self) -> RewardTrainConfig:
+        if self.encoder.needs_base != (self.base is not None):
+            expected = "a folder or a hub id" if self.encoder.needs_base else "none"
+            raise ValueError(
+                f"base is {self.base!r}, but encoder type {self.encoder.type!r} needs {expected}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_held_out(self) -> RewardTrainConfig:

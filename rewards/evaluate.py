@@ -215,9 +215,9 @@ def score_sets(
     cache: FeatureCache | None = None,
 ) -> Scores:
     """Scores of every candidate of ``sets``."""
-    from rewards.models.features import extract_features, own_features, own_prompts
+    from rewards.models.features import open_bank, own_features, own_prompts
 
-    bank = extract_features(snapshot, own_prompts(sets), scorer.encoder, cache)
+    bank = open_bank(snapshot, own_prompts(sets), scorer.encoder, cache)
     return scorer.score_candidates(own_features(sets, bank))
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 from trl import RewardConfig
 
@@ -23,10 +24,10 @@ from annotate.records import Question, Snapshot, load_snapshot
 from annotate.settings import changed_settings, dump_config, load_config
 from rewards.agreement import fit_temperature, scored_pairs
 from rewards.by_time import split_by_time
+from rewards.checkpoints import last_whole_checkpoint
 from rewards.components import check_snapshot
 from rewards.config import RewardTrainConfig
-from rewards.digests import DIGESTS_FILE, damage
-from rewards.evaluate import evaluate_model, register
+from rewards.evaluate import evaluate_model, read_report, register
 from rewards.folder import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -46,13 +47,13 @@ from rewards.judgements import (
     keep_training,
 )
 from rewards.lock import FolderLock
-from rewards.models import load_encoder
+from rewards.models import open_encoder
 from rewards.models.features import (
     Bank,
     CandidateEncoder,
     FeatureCache,
-    collate,
-    extract_features,
+    Inputs,
+    open_bank,
     own_features,
     own_prompts,
 )
@@ -64,10 +65,11 @@ from rewards.trainer import CandidateTrainer, DigestCallback, SetCollator, to_da
 
 __all__ = ["RewardResult", "open_snapshot", "train_reward"]
 
-logger = logging.getLogger(__name__)
-
 CRITERIA = (Question.AESTHETICS, Question.INSTRUCTION, Question.DETAIL)
 """The questions that have a head, in this order; "overall" combines them."""
+
+_NUM_SAMPLES = 64
+"""Training candidates by which the features of an encoder that trains are standardised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,9 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
     An interrupted run in ``config.output_dir`` is continued exactly: the weights are those of a run
     without interruption, bit for bit on a CPU with a fixed number of threads.
 
+    In a launch by several processes each takes its share of every batch; an epoch's last batch is
+    then filled up from its first sets where ``batch_size`` does not divide them.
+
     Raises:
         ValueError: prompts leak between splits, a part of the snapshot has no picks, the output
             folder holds a run with other settings or on other data, or its checkpoints are damaged.
@@ -95,9 +100,12 @@ def train_reward(config: RewardTrainConfig) -> RewardResult:
         check_snapshot(snapshot, images=config.check_alike == "text_and_images")
     division = keep_training(division, config.train_share, config.leave_out, config.seed)
     # Of the processes of a launch, the first holds the folder for all.
-    is_first = int(os.environ.get("RANK", "0")) == 0
-    with FolderLock(config.output_dir) if is_first else nullcontext():
+    with FolderLock(config.output_dir) if _is_first() else nullcontext():
         return _train(config, snapshot, division)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def open_snapshot(config: RewardTrainConfig) -> Snapshot:
@@ -119,35 +127,86 @@ def _train(config: RewardTrainConfig, snapshot: Snapshot, division: Division) ->
     lessons = supervise(
         snapshot, division.train, config.reasons, config.all_bad, config.annotator_weights
     )
+    # Adapters are drawn as the encoder is made.
+    set_seed(config.seed)
     settings = config.encoder.model_dump(mode="json")
-    encoder = load_encoder(settings, config.base, config.device)
+    device = _own_device(config.device)
+    encoder = open_encoder(settings, config.base, device, criteria=_criteria(lessons))
     _claim_inputs(config, snapshot.digest, encoder.identity["base_sha256"])
     cache = FeatureCache(config.cache_dir or config.output_dir / FEATURES, encoder.identity)
     seen = (*lessons, *division.development)
-    bank = extract_features(snapshot, own_prompts(seen), encoder, cache)
+    bank = open_bank(snapshot, own_prompts(seen), encoder, cache)
     model = _build_model(config, lessons, encoder, bank)
-    trainer = _build_trainer(config, model, lessons, division, bank, encoder.tokenizer)
+    trainer = _build_trainer(config, model, lessons, division, bank, encoder)
+    state = PartialState()
     with _without_save_bars():
-        last = _last_whole_checkpoint(config.output_dir / CHECKPOINTS)
+        with state.main_process_first():
+            last = last_whole_checkpoint(config.output_dir / CHECKPOINTS)
         trainer.train(resume_from_checkpoint=last)
+    # Or transformers would share out every model that is loaded from now on, too.
+    unset_hf_deepspeed_config()
+    report: dict[str, Any] = {}
+    weights: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if state.is_main_process:
+        _save(config, model, weights, trainer.state.log_history, seen)
+        if trainer.model_wrapped is not model:
+            # Under DeepSpeed this process's model holds a part of the weights.
+            scorer = PreferenceScorer.from_pretrained(config.output_dir, device=device)
+            model, encoder = scorer.model, scorer.encoder
+        report = _measure(config, snapshot, division, model, encoder, bank, cache)
+        report |= {
+            "best_step": trainer.state.best_global_step,
+            "seed": config.seed,
+            "trained_on": {
+                "num_prompts": len({candidates.prompt.id for candidates in division.train}),
+                "num_picks": sum(len(candidates.judgements) for candidates in division.train),
+                "questions": count_questions(lessons),
+            },
+        }
+        register(config.output_dir, report)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        report = read_report(config.output_dir)
+    return RewardResult(config.output_dir, report)
+
+
+def _measure(
+    config: RewardTrainConfig,
+    snapshot: Snapshot,
+    division: Division,
+    model: PreferenceModel,
+    encoder: CandidateEncoder,
+    bank: Bank,
+    cache: FeatureCache,
+) -> dict[str, Any]:
+    """Fit the temperatures, which join the saved configuration, and evaluate."""
     model.config.temperatures = _fit_temperatures(model, encoder, division.development, bank)
-    _save(config, model, trainer.state.log_history, seen)
+    model.config.save_pretrained(config.output_dir)
     scorer = PreferenceScorer(model, encoder, version="")
     alike = config.check_alike != "off"
-    report = {
+    return {
         **evaluate_model(config.output_dir, scorer, snapshot, config.held_out, cache, alike),
         "temperatures": model.config.temperatures,
         "overall_weights": model.overall_weights(),
-        "best_step": trainer.state.best_global_step,
-        "seed": config.seed,
-        "trained_on": {
-            "num_prompts": len({candidates.prompt.id for candidates in division.train}),
-            "num_picks": sum(len(candidates.judgements) for candidates in division.train),
-            "questions": count_questions(lessons),
-        },
     }
-    register(config.output_dir, report)
-    return RewardResult(config.output_dir, report)
+
+
+def _criteria(lessons: Sequence[CandidateSet]) -> list[str]:
+    """A head for each criterion that training picks ask for or name."""
+    asked = count_questions(lessons)
+    return [question.value for question in CRITERIA if question.value in asked] or [OVERALL]
+
+
+def _own_device(device: str) -> str:
+    """``device``, or in a launch on GPUs the one that is this process's."""
+    if torch.device(device).type == "cuda" and _num_processes() > 1:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+def _num_processes() -> int:
+    """Of this launch, before torch knows of it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _build_model(
@@ -156,27 +215,42 @@ def _build_model(
     encoder: CandidateEncoder,
     bank: Bank,
 ) -> PreferenceModel:
-    """An untrained model with a head for each criterion that training picks ask for or name."""
-    asked = count_questions(lessons)
-    criteria = [question.value for question in CRITERIA if question.value in asked] or [OVERALL]
-    batch = collate(list(own_features(lessons, bank).values()))
+    """An untrained model with a head for each criterion of `_criteria`."""
+    features = _sample_features(encoder, own_features(lessons, bank))
+    sizes = {f"{name}_dim": of.shape[-1] for name, of in features.items() if of.is_floating_point()}
+    if "image" in features:
+        sizes["num_image_tokens"] = features["image"].shape[1]
     set_seed(config.seed)
     model = PreferenceModel(
         PreferenceConfig(
-            criteria=criteria,
-            base=config.base,
+            criteria=_criteria(lessons),
+            base=config.base or "",
             encoder=dict(encoder.identity),
             encoder_fingerprint=encoder.fingerprint(),
-            num_image_tokens=batch.image.shape[1],
-            image_dim=batch.image.shape[2],
-            text_dim=batch.text.shape[2],
-            stats_dim=batch.stats.shape[1],
             loss=config.loss,
+            head=encoder.head,
+            **sizes,
             **config.head.model_dump(),
-        )
+        ),
+        encoder.network,
     )
-    model.standardise_by(batch)
+    model.standardise_by(features)
     return model
+
+
+@torch.no_grad()
+def _sample_features(
+    encoder: CandidateEncoder, inputs: Mapping[str, Inputs]
+) -> Mapping[str, Tensor]:
+    """What the heads read of the training candidates; where the encoder trains, of some of them."""
+    if encoder.network is None:
+        return encoder.collate(list(inputs.values()))
+    names = sorted(inputs)
+    some = [inputs[name] for name in names[:: max(1, len(names) // _NUM_SAMPLES)]]
+    device = next(encoder.network.parameters()).device
+    batch = {name: of.to(device) for name, of in encoder.collate(some[:_NUM_SAMPLES]).items()}
+    features = encoder.network.eval()(**batch)
+    return {name: of.cpu() for name, of in features.items()}
 
 
 def _build_trainer(
@@ -185,33 +259,39 @@ def _build_trainer(
     lessons: Sequence[CandidateSet],
     division: Division,
     bank: Bank,
-    tokenizer: Any,
+    encoder: CandidateEncoder,
 ) -> CandidateTrainer:
     outputs, keep_ties = model.config.outputs, config.ties == "uniform"
     trainer = CandidateTrainer(
         model=model,
-        args=_trainer_settings(config),
+        args=_trainer_settings(config, 256 if encoder.network is None else None),
         train_dataset=to_dataset(lessons, outputs, keep_ties),
         eval_dataset=to_dataset(division.development, outputs, keep_ties),
-        data_collator=SetCollator(bank),
-        processing_class=tokenizer,
+        data_collator=SetCollator(bank, encoder.collate),
+        processing_class=encoder.tokenizer,
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=config.patience),
             DigestCallback(),
         ],
         loss=config.loss,
+        encoder_rate=getattr(config.encoder, "learning_rate", None),
     )
     # Without a terminal the Trainer would print a dict every epoch; metrics.jsonl has them.
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _trainer_settings(config: RewardTrainConfig) -> RewardConfig:
+def _trainer_settings(config: RewardTrainConfig, eval_batch_size: int | None) -> RewardConfig:
+    own, rest = divmod(config.batch_size, _num_processes())
+    if rest:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be shared by {_num_processes()} processes"
+        )
     on_cpu = torch.device(config.device).type == "cpu"
     return RewardConfig(
         output_dir=str(config.output_dir / CHECKPOINTS),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=256,
+        per_device_train_batch_size=own,
+        per_device_eval_batch_size=eval_batch_size or own,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -236,6 +316,8 @@ def _trainer_settings(config: RewardTrainConfig) -> RewardConfig:
         max_length=None,
         remove_unused_columns=False,
         report_to="none",
+        # While the first process measures, the others wait.
+        ddp_timeout=24 * 3600,
         disable_tqdm=not sys.stderr.isatty(),
     )
 
@@ -274,10 +356,11 @@ def _claim_settings(config: RewardTrainConfig) -> None:
     path = config.output_dir / CONFIG_FILE
     if path.is_file():
         # Where features are cached and computed does not change what is trained.
-        free = {"cache_dir", "device", "encoder.batch_size"}
+        free = {"cache_dir", "device", "encoder.batch_size", "encoder.gradient_checkpointing"}
         changed = changed_settings(load_config(RewardTrainConfig, path), config, free)
         _refuse(config.output_dir, changed, "with other settings")
-    write_text(path, dump_config(config))
+    if _is_first():
+        write_text(path, dump_config(config))
 
 
 def _claim_inputs(config: RewardTrainConfig, snapshot_digest: str, base_sha256: str) -> None:
@@ -292,7 +375,8 @@ def _claim_inputs(config: RewardTrainConfig, snapshot_digest: str, base_sha256: 
             if there.get(name) != value
         ]
         _refuse(config.output_dir, changed, "on other data")
-    write_json(path, inputs)
+    if _is_first():
+        write_json(path, inputs)
 
 
 def _refuse(folder: Path, changed: Sequence[str], what: str) -> None:
@@ -304,57 +388,15 @@ def _refuse(folder: Path, changed: Sequence[str], what: str) -> None:
         )
 
 
-def _last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose files, and those of the best one that it names, are whole.
-
-    One that was not written to its end is removed; a damaged one is renamed, and the run continues
-    from one before it with the same numbers.
-
-    Raises:
-        ValueError: all are damaged; names a file.
-    """
-    faults: dict[Path, str] = {}
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        if not (path / DIGESTS_FILE).is_file():
-            logger.warning("removing %s: it was not written to its end", path)
-            shutil.rmtree(path)
-            continue
-        fault = damage(path) or _damaged_best(path)
-        if fault is None:
-            _set_aside(faults)
-            return str(path)
-        faults[path] = fault
-    if faults:
-        raise ValueError(
-            f"the checkpoint is damaged: {next(iter(faults.values()))}. There is no whole one "
-            f"before it: put the file back as it was, or remove {folder} to begin anew"
-        )
-    return None
-
-
-def _damaged_best(path: Path) -> str | None:
-    """What is wrong with the checkpoint that a run continued from ``path`` would end on."""
-    best = read_json(path / "trainer_state.json")["best_model_checkpoint"]
-    return damage(path.parent / Path(best).name) if best else None
-
-
-def _set_aside(faults: Mapping[Path, str]) -> None:
-    for path, fault in faults.items():
-        place = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(place, ignore_errors=True)
-        path.rename(place)
-        logger.error("the checkpoint is damaged: %s. It was renamed to %s", fault, place)
-
-
 def _save(
     config: RewardTrainConfig,
     model: PreferenceModel,
+    weights: dict[str, Any],
     history: Sequence[Mapping[str, Any]],
     seen: Sequence[CandidateSet],
 ) -> None:
     with _without_save_bars():
-        model.save_pretrained(config.output_dir)
+        model.save_pretrained(config.output_dir, state_dict=weights)
     lines = "".join(json.dumps(row) + "\n" for row in history)
     write_text(config.output_dir / METRICS_FILE, lines)
     digests = sorted({prompt_digest(candidates.prompt.text) for candidates in seen})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,7 +18,7 @@ from rewards.config import Loss
 from rewards.digests import write_digests
 from rewards.judgements import CandidateSet, Judgement
 from rewards.losses import weighted_mean
-from rewards.models.features import Bank, collate
+from rewards.models.features import Bank
 from rewards.models.preference import PreferenceOutput
 from rewards.objective import ALL_BAD, NONE, SetLoss, preference_loss
 
@@ -73,7 +74,7 @@ class SetCollator:
 
     ``N`` candidates, ``P`` judgements of up to ``K``::
 
-        image, text, text_mask, stats   as in `FeatureBatch`
+        candidates       what the encoder's ``collate`` makes of the candidates' inputs
         members (P, K)   rows of the candidates, 0 where padded;  mask (P, K)
         question (P,)    column of the logits
         best, worst (P,) positions in 0 .. K - 1, both -1 for "all equal", both -2 for "all bad"
@@ -81,10 +82,11 @@ class SetCollator:
         anchors (P, A)   rows of the anchors of "all bad", 0 where padded;  anchor_mask (P, A)
     """
 
-    def __init__(self, bank: Bank):
+    def __init__(self, bank: Bank, collate: Callable[[list[Any]], dict[str, Tensor]]):
         self._bank = bank
+        self._collate = collate
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids = [[*row["candidate_ids"], *row.get("anchor_ids", ())] for row in rows]
         keys = [(cid, row["prompt"]) for row, of in zip(rows, ids, strict=True) for cid in of]
         starts = _starts(ids)
@@ -96,8 +98,8 @@ class SetCollator:
         start, count, question, best, worst = torch.tensor(judgements).unbind(dim=1)
         position = torch.arange(int(count.max()))[None]
         mask = position < count[:, None]
-        batch = {
-            **collate([self._bank[key] for key in keys]).as_dict(),
+        batch: dict[str, Any] = {
+            "candidates": self._collate([self._bank[key] for key in keys]),
             "members": torch.where(mask, start[:, None] + position, 0),
             "mask": mask,
             "question": question,
@@ -144,6 +146,8 @@ class DigestCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        # Other processes may still be writing their part.
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             write_digests(Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}")
 
@@ -151,12 +155,23 @@ class DigestCallback(TrainerCallback):
 class CandidateTrainer(RewardTrainer):
     """`RewardTrainer` whose rows are candidate sets and whose loss is `preference_loss`.
 
-    ``args.center_rewards_coefficient`` weighs the centring. Logs TRL's metric names.
+    ``args.center_rewards_coefficient`` weighs the centring. Logs TRL's metric names. Several
+    processes take the step that one would take on all their rows.
+
+    Args:
+        encoder_rate: learning rate of the model's ``network``, where it has one.
     """
 
-    def __init__(self, *args: Any, loss: Loss = "plackett_luce", **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        loss: Loss = "plackett_luce",
+        encoder_rate: float | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self._loss: Loss = loss
+        self._encoder_rate = encoder_rate
         # It was needed for TRL's checks alone; checkpoints hold no tokenizer.
         self.processing_class = None
 
@@ -172,26 +187,50 @@ class CandidateTrainer(RewardTrainer):
                 "anchor_ids", "anchors",
             ]  # fmt: skip
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, with the encoder's weights in groups of their own rate."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        trained: Any = self.model if model is None else model
+        network = trained.network
+        if fresh and network is not None:
+            own = {id(parameter) for parameter in network.parameters()}
+            for group in list(optimizer.param_groups):
+                moved = [p for p in group["params"] if id(p) in own]
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": self._encoder_rate})
+        return optimizer
+
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean over the batch's judgements, by weight; see `preference_loss`."""
-        features = ("image", "text", "text_mask", "stats")
-        outputs: PreferenceOutput = model(**{name: inputs[name] for name in features})
+        """Mean over the judgements of all processes' batches, by weight; see `preference_loss`."""
+        outputs: PreferenceOutput = model(**inputs["candidates"])
         assert outputs.logits is not None
         result = preference_loss(outputs, inputs, self._loss)
         args = cast(RewardConfig, self.args)
+        count = torch.tensor(float(result.nll.shape[1]), device=result.nll.device)
         if "weight" in inputs:
-            loss = weighted_mean(result.nll.mean(dim=0), inputs["weight"])
+            weights = inputs["weight"]
+            nll = weighted_mean(result.nll.mean(dim=0), weights) * self._share(weights.sum())
         else:
-            loss = result.nll.mean()
-        loss = loss + (args.center_rewards_coefficient or 0.0) * result.centring.mean()
+            nll = result.nll.mean() * self._share(count)
+        centring = result.centring.mean() * self._share(count)
+        loss = nll + (args.center_rewards_coefficient or 0.0) * centring
         self._record("train" if model.training else "eval", outputs.logits.detach(), result)
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, weight: Tensor) -> Tensor | float:
+        """What makes the mean over processes of their own means one over all their judgements."""
+        if self.accelerator.num_processes == 1:
+            return 1.0
+        total = cast(Tensor, self.accelerator.reduce(weight, "sum"))
+        return weight * self.accelerator.num_processes / total
 
     def _record(self, mode: str, logits: Tensor, result: SetLoss) -> None:
         """Add this batch to the means that `RewardTrainer.log` writes."""

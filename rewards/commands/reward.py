@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("model", type=Path, help="folder that `winsome reward train` wrote")
     evaluate.add_argument("snapshot", type=Path, help="folder of a snapshot")
     evaluate.add_argument("--images", type=Path, help="its images, when it was cut without them")
-    evaluate.add_argument("--base", help="the base pipeline; default: the one named at training")
+    evaluate.add_argument("--base", help="what it was made of; default: as named at training")
     evaluate.add_argument(
         "--split", type=Split, choices=list(Split), default=Split.TEST, help="default: test"
     )
@@ -88,7 +89,7 @@ def _add_comparing(actions: Any) -> None:
     compare.add_argument("second", type=Path, help="folder of another")
     compare.add_argument("snapshot", type=Path, help="folder of a snapshot")
     compare.add_argument("--images", type=Path, help="its images, when it was cut without them")
-    compare.add_argument("--base", help="the base pipeline; default: those named at training")
+    compare.add_argument("--base", help="what they were made of; default: as named at training")
     compare.add_argument(
         "--split", type=Split, choices=list(Split), default=Split.TEST, help="default: test"
     )
@@ -193,8 +194,9 @@ def _train(args: argparse.Namespace) -> None:
     from rewards.train import train_reward
 
     result = train_reward(config)
-    print(describe_report(result.report))
-    print(f"reward model: {result.folder}")
+    if os.environ.get("RANK", "0") == "0":
+        print(describe_report(result.report))
+        print(f"reward model: {result.folder}")
 
 
 def _evaluate(args: argparse.Namespace) -> int:

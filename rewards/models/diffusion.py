@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from align.mmdit.adapters import load_adapter
 from align.mmdit.adapters.base import Conditioning, ModelAdapter
 from align.mmdit.flow import interpolate, seeded_noise
 from rewards.base import RewardItem
-from rewards.config import DiffusionEncoderConfig
-from rewards.models.features import Features
+from rewards.encoder_config import EXECUTION, DiffusionEncoderConfig
+from rewards.models.features import Features, collate
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +39,10 @@ class DiffusionEncoder:
             afterwards does not change the features.
     """
 
+    network = None
+    head = "tokens"
+    needs = frozenset({"image", "latents"})
+
     def __init__(self, adapter: ModelAdapter, config: DiffusionEncoderConfig):
         transformer: Any = adapter.transformer
         available = len(transformer.transformer_blocks)
@@ -50,11 +55,39 @@ class DiffusionEncoder:
         self._transformer = _first_blocks(transformer, config.num_blocks)
         self._device = next(self._transformer.parameters()).device
         self.tokenizer = adapter.tokenizer
+        self.batch_size = 256
         self._conditionings: dict[str, Conditioning] = {}
         self.identity = {
-            **config.model_dump(mode="json", exclude={"batch_size"}),
+            **config.model_dump(mode="json", exclude=EXECUTION),
             "base_sha256": adapter.model_sha256(),
         }
+
+    @classmethod
+    def open(
+        cls,
+        config: DiffusionEncoderConfig,
+        base: str | None,
+        device: str,
+        *,
+        criteria: Sequence[str] = (),
+        adapter: ModelAdapter | None = None,
+    ) -> DiffusionEncoder:
+        """On ``adapter``, or on a base that is loaded for it alone: the blocks it needs not are
+        freed."""
+        if adapter is not None:
+            return cls(adapter, config)
+        if base is None:
+            raise ValueError("encoder type 'diffusion' needs a base: a pipeline folder or a hub id")
+        adapter = load_adapter(base, device=device, dtype=getattr(torch, config.dtype))
+        encoder = cls(adapter, config)
+        adapter.transformer = None
+        return encoder
+
+    def collate(self, inputs: Sequence[Features]) -> dict[str, Tensor]:
+        return collate(inputs).as_dict()
+
+    def left_out(self, prompts: Sequence[str]) -> list[int]:
+        return [0] * len(prompts)
 
     @torch.inference_mode()
     def encode(self, items: Sequence[RewardItem]) -> list[Features]:

@@ -1,7 +1,7 @@
-"""What an encoder tells a preference head about a candidate, and a cache of it on disk.
+"""What an encoder tells a preference model about a candidate, and a cache of it on disk.
 
-Any encoder can stand behind a preference model: it turns `RewardItem`s into `Features` and has an
-``identity`` that names everything the features depend on.
+Any encoder can stand behind a preference model: it turns `RewardItem`s into `Features`, or, when it
+trains, into what its network reads, and has an ``identity`` that names everything these depend on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from annotate.records import Snapshot
@@ -31,8 +31,10 @@ __all__ = [
     "FeatureBatch",
     "FeatureCache",
     "Features",
+    "Inputs",
     "collate",
     "extract_features",
+    "open_bank",
     "own_features",
     "own_prompts",
 ]
@@ -67,24 +69,48 @@ class FeatureBatch:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-Bank = dict[tuple[str, str], Features]
-"""Features by (candidate id, prompt)."""
+Inputs = Features | dict[str, Tensor]
+"""What an encoder makes of one candidate: features, or what its network reads as it trains."""
+
+Bank = Mapping[tuple[str, str], Inputs]
+"""By (candidate id, prompt)."""
 
 
 class CandidateEncoder(Protocol):
-    """Turns candidates into features; frozen."""
+    """Turns candidates into what the preference model reads."""
+
+    network: nn.Module | None
+    """What trains with the heads: collated inputs to the head's arguments. None: frozen, the inputs
+    are features that can be kept."""
+    head: str
+    """The heads that read it, of `rewards.models.heads.HEADS`."""
+    needs: frozenset[str]
+    """The item fields that it reads, of ``image`` and ``latents``; any one of them is enough."""
+    batch_size: int
+    """Candidates that the model scores at a time."""
+    tokenizer: Any
+    """A tokenizer with a padding token."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """JSON data that names everything the features depend on; part of the scorer's identity."""
+        """JSON data that names everything the inputs depend on, the base by ``base_sha256`` (empty
+        where there is none); part of the scorer's identity."""
         ...
 
-    def encode(self, items: Sequence[RewardItem]) -> list[Features]:
-        """One `Features` per item, in order, the same in any batch."""
+    def encode(self, items: Sequence[RewardItem]) -> list[Inputs]:
+        """One for each item, in order, the same in any batch."""
+        ...
+
+    def collate(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
+        """Inputs of several candidates as one batch, padded where need be."""
+        ...
+
+    def left_out(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens at the end of each prompt that are not read, for want of room."""
         ...
 
     def fingerprint(self) -> list[float]:
-        """A few numbers that tell what the weights in memory compute."""
+        """A few numbers that tell what the base's weights in memory compute."""
         ...
 
     def check_fingerprint(self, expected: Sequence[float]) -> None:
@@ -143,7 +169,7 @@ def extract_features(
     encoder: CandidateEncoder,
     cache: FeatureCache | None = None,
     chunk: int = 64,
-) -> Bank:
+) -> dict[tuple[str, str], Any]:
     """Features of each (candidate id, prompt) of ``wanted``, from the cache where it has them.
 
     Raises:
@@ -151,7 +177,7 @@ def extract_features(
         ValueError: an image was changed or cannot be read; the message names the file.
     """
     sha256 = {candidate.id: candidate.image_sha256 for candidate in snapshot.candidates}
-    bank: Bank = {}
+    bank: dict[tuple[str, str], Any] = {}
     missing: list[tuple[str, str]] = []
     for candidate_id, prompt in sorted(set(wanted)):
         found = cache.load(sha256[candidate_id], prompt) if cache else None
@@ -168,7 +194,7 @@ def extract_features(
             items = [RewardItem(cid, "", prompt, image=images[cid]) for cid, prompt in part]
             for (cid, prompt), features in zip(part, encoder.encode(items), strict=True):
                 bank[cid, prompt] = features
-                if cache:
+                if cache and isinstance(features, Features):
                     cache.store(sha256[cid], prompt, features)
             progress.update(len(part))
     return bank
@@ -181,6 +207,54 @@ def own_prompts(sets: Iterable[CandidateSet]) -> list[tuple[str, str]]:
     ]
 
 
-def own_features(sets: Iterable[CandidateSet], bank: Bank) -> dict[str, Features]:
-    """Features of every candidate under its own prompt, by candidate id."""
-    return {cid: bank[cid, prompt] for cid, prompt in own_prompts(sets)}
+def open_bank(
+    snapshot: Snapshot,
+    wanted: Iterable[tuple[str, str]],
+    encoder: CandidateEncoder,
+    cache: FeatureCache | None = None,
+) -> Bank:
+    """What the model reads of each (candidate id, prompt) of ``wanted``.
+
+    Features of a frozen encoder are computed once, as by `extract_features`. For one that trains,
+    an image is read when it is asked for: pixels of a whole snapshot would fill the memory.
+    """
+    if encoder.network is None:
+        return extract_features(snapshot, wanted, encoder, cache)
+    return _LazyBank(snapshot, sorted(set(wanted)), encoder)
+
+
+def own_features(sets: Iterable[CandidateSet], bank: Bank) -> Mapping[str, Inputs]:
+    """What the model reads of every candidate under its own prompt, by candidate id."""
+    return _Renamed(bank, {cid: (cid, prompt) for cid, prompt in own_prompts(sets)})
+
+
+class _LazyBank(Mapping[tuple[str, str], Inputs]):
+    def __init__(
+        self, snapshot: Snapshot, keys: Sequence[tuple[str, str]], encoder: CandidateEncoder
+    ):
+        self._snapshot, self._keys, self._encoder = snapshot, keys, encoder
+
+    def __getitem__(self, key: tuple[str, str]) -> Inputs:
+        candidate_id, prompt = key
+        image = open_candidate(self._snapshot, self._snapshot.candidate_of[candidate_id])
+        return self._encoder.encode([RewardItem(candidate_id, "", prompt, image=image)])[0]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class _Renamed(Mapping[str, Inputs]):
+    def __init__(self, bank: Bank, keys: Mapping[str, tuple[str, str]]):
+        self._bank, self._keys = bank, keys
+
+    def __getitem__(self, name: str) -> Inputs:
+        return self._bank[self._keys[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)

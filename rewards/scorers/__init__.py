@@ -22,8 +22,9 @@ def load_scorer(
     """The scorer in a folder that ``winsome reward train`` wrote.
 
     Args:
-        adapter: the frozen base that the reward model was trained on, when it is loaded already;
-            its first blocks are copied, so that it may be trained afterwards.
+        adapter: the frozen diffusion base that the reward model was trained on, when it is loaded
+            already; its first blocks are copied, so that it may be trained afterwards. Encoders of
+            other types load their own base.
         base: else the base's folder or hub id. When both are None, the base named at training.
         device: where the heads run, and the base when it is loaded here.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,17 +14,16 @@ from torch import Tensor
 from align.mmdit.adapters.base import ModelAdapter
 from rewards.base import RewardItem, Score, ScorerSpec
 from rewards.folder import WEIGHTS_FILE, file_sha256
-from rewards.models import build_encoder, load_encoder
-from rewards.models.features import CandidateEncoder, Features, collate
+from rewards.models import open_encoder
+from rewards.models.features import CandidateEncoder, Inputs
 from rewards.models.preference import PreferenceConfig, PreferenceModel
 
 __all__ = ["PreferenceScorer"]
 
-_BATCH_SIZE = 256
-
 
 class PreferenceScorer:
-    """Scores latents or images; ``value`` is the overall score, ``components`` the criteria.
+    """Scores images, or latents where its encoder reads them; ``value`` is the overall score,
+    ``components`` the criteria.
 
     Scores are in log-odds: where one candidate scores d above another, the model holds that a
     designer prefers it with probability s(d).
@@ -38,9 +39,9 @@ class PreferenceScorer:
             name="preference",
             version=version,
             components=tuple(model.config.criteria),
-            needs=frozenset({"image", "latents"}),
-            # The frozen network that its features come from.
-            backbone=str(encoder.identity.get("base_sha256", "")),
+            needs=encoder.needs,
+            # The network that it looks through, or that it was made of.
+            backbone=str(encoder.identity["base_sha256"] or encoder.identity["type"]),
         )
 
     @classmethod
@@ -56,12 +57,16 @@ class PreferenceScorer:
         if not (folder / WEIGHTS_FILE).is_file():
             raise FileNotFoundError(f"no reward model in {folder}: {WEIGHTS_FILE} is missing")
         config = PreferenceConfig.from_pretrained(folder)
-        if adapter is None:
-            encoder = load_encoder(config.encoder, str(base or config.base), device)
-        else:
-            encoder = build_encoder(config.encoder, adapter)
+        place = base or config.base
+        encoder = open_encoder(
+            config.encoder,
+            str(place) if place else None,
+            device,
+            criteria=config.criteria,
+            adapter=adapter,
+        )
         encoder.check_fingerprint(config.encoder_fingerprint)
-        model = PreferenceModel.from_pretrained(folder, dtype=torch.float32)
+        model = PreferenceModel.open(folder, encoder.network)
         model.to(device=torch.device(device))  # pyright: ignore[reportCallIssue]
         # The configuration counts too: it holds the temperatures and the base's hash.
         hashes = [file_sha256(folder / name) for name in (WEIGHTS_FILE, "config.json")]
@@ -69,21 +74,22 @@ class PreferenceScorer:
 
     def score(self, items: Sequence[RewardItem]) -> list[Score]:
         """One score per item, in order; see `rewards.base.Scorer`."""
-        faults = [_fault(item) for item in items]
+        faults = [_fault(item, self.spec.needs) for item in items]
         usable = [item for item, fault in zip(items, faults, strict=True) if fault is None]
         scores = iter(self._scores(usable))
         return [next(scores) if fault is None else Score(None, error=fault) for fault in faults]
 
     @torch.inference_mode()
-    def score_features(self, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+    def score_inputs(self, inputs: Iterable[Inputs]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation over members, (N, C) each, columns as ``outputs``.
 
         Where the model gives each score a variance (loss ``gaussian``), its mean over members is
         added to that between them.
         """
         means, deviations = [], []
-        for start in range(0, len(features), _BATCH_SIZE):
-            batch = collate(features[start : start + _BATCH_SIZE]).as_dict()
+        every = iter(inputs)
+        while some := list(islice(every, self.encoder.batch_size)):
+            batch = self.encoder.collate(some)
             batch = {name: value.to(self.model.device) for name, value in batch.items()}
             output = self.model(**batch)
             logits = output.logits / self._temperatures
@@ -95,10 +101,10 @@ class PreferenceScorer:
             deviations.append(deviation.cpu())
         return torch.cat(means), torch.cat(deviations)
 
-    def score_candidates(self, features: Mapping[str, Features]) -> dict[str, dict[str, float]]:
+    def score_candidates(self, inputs: Mapping[str, Inputs]) -> dict[str, dict[str, float]]:
         """Scores by candidate id and output."""
-        ids = sorted(features)
-        means, _ = self.score_features([features[candidate_id] for candidate_id in ids])
+        ids = sorted(inputs)
+        means, _ = self.score_inputs(inputs[candidate_id] for candidate_id in ids)
         return {
             candidate_id: dict(zip(self.outputs, row, strict=True))
             for candidate_id, row in zip(ids, means.tolist(), strict=True)
@@ -107,29 +113,26 @@ class PreferenceScorer:
     def _scores(self, items: Sequence[RewardItem]) -> list[Score]:
         if not items:
             return []
-        means, deviations = self.score_features(self.encoder.encode(items))
-        scores = []
-        for row, spread in zip(means.tolist(), deviations[:, -1].tolist(), strict=True):
-            if all(map(_is_finite, [*row, spread])):
-                components = dict(zip(self.spec.components, row, strict=False))
-                scores.append(Score(row[-1], components, sigma=spread))
-            else:
-                scores.append(Score(None, error=f"the score is not finite: {row}"))
-        return scores
+        means, deviations = self.score_inputs(self.encoder.encode(items))
+        cut = self.encoder.left_out([item.prompt for item in items])
+        rows = zip(means.tolist(), deviations[:, -1].tolist(), cut, strict=True)
+        return [self._as_score(*row) for row in rows]
+
+    def _as_score(self, row: Sequence[float], spread: float, truncated: int) -> Score:
+        if not all(map(math.isfinite, [*row, spread])):
+            return Score(None, error=f"the score is not finite: {row}")
+        components = dict(zip(self.spec.components, row, strict=False))
+        return Score(row[-1], components, sigma=spread, truncated=truncated)
 
 
-def _is_finite(number: float) -> bool:
-    return number - number == 0.0
-
-
-def _fault(item: RewardItem) -> str | None:
+def _fault(item: RewardItem, needs: Set[str]) -> str | None:
     """Why an item cannot be scored, or None."""
-    if item.latents is not None:
+    if item.latents is not None and "latents" in needs:
         if item.latents.ndim != 3:
             return f"latents must be (C, h, w), got {tuple(item.latents.shape)}"
         return None if bool(torch.isfinite(item.latents).all()) else "latents are not finite"
     if item.image is None:
-        return "there is neither an image nor latents"
+        return "there is neither an image nor latents" if len(needs) > 1 else "there is no image"
     try:
         item.image.load()
     except (OSError, SyntaxError) as error:

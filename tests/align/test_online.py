@@ -25,6 +25,9 @@ from annotate.settings import ConfigError
 from annotate.store import PreferenceStore
 from rewards.base import Score, ScorerSpec, ScoringError
 from rewards.contact_sheets import read_sheets
+from rewards.models import open_encoder
+from rewards.models.preference import PreferenceConfig, PreferenceModel
+from rewards.scorers.preference import PreferenceScorer
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +207,19 @@ def test_a_scorer_of_images_gets_images_and_its_prompt(data, untrained_folder, t
         assert item.latents is None
         assert item.metadata["category"] == ""  # what a mix weighs by
         assert item.prompt in (data / "prompts.txt").read_text()
+
+
+def test_a_reward_model_that_reads_pixels_is_a_reward(data, untrained_folder, tmp_path):
+    torch.manual_seed(0)
+    encoder = open_encoder({"type": "pixels", "width": 8})
+    sizes = {"image_dim": 8, "text_dim": 8, "stats_dim": 13, "width": 16}
+    model = PreferenceModel(PreferenceConfig(["overall"], **sizes), encoder.network)
+    scorer = PreferenceScorer(model, encoder, "1")
+    config = grpo_config(data, untrained_folder, tmp_path / "run", max_steps=1, save_every=0)
+    train_grpo(config, scorer)
+    (row,) = losses(config.output_dir).values()
+    assert row["reward_std"] > 0
+    assert row["grad_norm"] > 0
 
 
 def test_a_reward_on_latents_can_be_shown_the_images(data, untrained_folder, tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image
 from align.mmdit.adapters import load_adapter
 from rewards.base import RewardItem
 from rewards.config import DiffusionEncoderConfig
-from rewards.models import build_encoder
+from rewards.models import open_encoder
 from rewards.models.diffusion import DiffusionEncoder
 from rewards.models.features import FeatureCache, Features, collate
 from rewards.models.preference import PreferenceConfig, PreferenceModel
@@ -74,7 +74,7 @@ def test_an_item_without_a_picture_is_named(encoder):
 
 def test_training_the_base_afterwards_changes_no_features(random_base):
     adapter = load_adapter(random_base)
-    encoder = build_encoder({"type": "diffusion"}, adapter)
+    encoder = open_encoder({"type": "diffusion"}, adapter=adapter)
     before = encoder.encode(items(1))[0]
     fingerprint = encoder.fingerprint()
     with torch.no_grad():
@@ -82,16 +82,16 @@ def test_training_the_base_afterwards_changes_no_features(random_base):
             parameter += 0.1
     same(encoder.encode(items(1))[0], before)
     with pytest.raises(ValueError, match="the base model was changed after loading"):
-        build_encoder({"type": "diffusion"}, adapter).check_fingerprint(fingerprint)
+        open_encoder({"type": "diffusion"}, adapter=adapter).check_fingerprint(fingerprint)
 
 
 def test_another_base_is_refused(adapter):
     with pytest.raises(ValueError, match=f"base model 0123, but .* {adapter.model_sha256()}"):
-        build_encoder({"type": "diffusion", "base_sha256": "0123"}, adapter)
-    with pytest.raises(ValueError, match=r"'clip', expected one of \['diffusion'\]"):
-        build_encoder({"type": "clip"}, adapter)
+        open_encoder({"type": "diffusion", "base_sha256": "0123"}, adapter=adapter)
+    with pytest.raises(ValueError, match=r"'blip', expected one of \['diffusion', 'qwen_vl'"):
+        open_encoder({"type": "blip"}, adapter=adapter)
     with pytest.raises(ValueError, match="num_blocks is 9, but the base has 4"):
-        build_encoder({"type": "diffusion", "num_blocks": 9}, adapter)
+        open_encoder({"type": "diffusion", "num_blocks": 9}, adapter=adapter)
 
 
 def test_the_cache_gives_back_what_it_was_given(tmp_path, encoder):
@@ -169,7 +169,7 @@ def test_overall_alone_is_a_head_of_its_own():
 def test_a_saved_model_scores_the_same(tmp_path):
     net = model()
     batch = collate([features(3), features(5)])
-    net.standardise_by(batch)
+    net.standardise_by(batch.as_dict())
     net.save_pretrained(tmp_path)
-    loaded = PreferenceModel.from_pretrained(tmp_path).eval()
+    loaded = PreferenceModel.open(tmp_path).eval()
     torch.testing.assert_close(loaded(**batch.as_dict()).logits, net(**batch.as_dict()).logits)

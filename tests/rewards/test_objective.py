@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from annotate.records import Candidate, Outcome, Pick, Prompt, Question, Reason, Snapshot, Task
 from rewards.judgements import CandidateSet, Judgement, candidate_sets
 from rewards.losses import implied_pairs
-from rewards.models.features import Features
+from rewards.models.features import Features, collate
 from rewards.models.preference import PreferenceOutput
 from rewards.objective import preference_loss
 from rewards.supervision import supervise
@@ -30,7 +30,8 @@ def batch_of(*judgements, ids=("a", "b", "c"), extra=()):
     sets = [CandidateSet(Prompt(id="p", text="p"), ids, judgements), *extra]
     blank = Features(torch.zeros(4, 2), torch.zeros(1, 2), torch.zeros(1))
     bank = {(name, "p"): blank for name in "abcdefgh"}
-    return SetCollator(bank)(list(to_dataset(sets, OUTPUTS, keep_ties=True)))
+    collator = SetCollator(bank, lambda inputs: collate(inputs).as_dict())
+    return collator(list(to_dataset(sets, OUTPUTS, keep_ties=True)))
 
 
 def output(scores, variance=0.0, log_odds=1.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from annotate.settings import parse_config
 from rewards.base import RewardItem, Scorer
 from rewards.config import RewardTrainConfig
+from rewards.models import ENCODERS
 from rewards.posters.draw import draw
 from rewards.posters.spec import caption, random_spec
 from rewards.scorers.build import BUILDERS, build_scorer
@@ -31,17 +33,32 @@ def clip_folder(tmp_path_factory) -> Path:
     return folder
 
 
+ENCODER_SETTINGS = {
+    "diffusion": {"num_blocks": 1, "grid": 4},
+    "qwen_vl": {"lora": {"rank": 2}},
+    "clip": {"tune": "frozen"},
+    "pixels": {"width": 8},
+}
+
+
 @pytest.fixture(scope="module")
-def reward_folder(random_base, snapshot_folder, tmp_path_factory) -> Path:
-    settings = {
-        "snapshot": str(snapshot_folder),
-        "base": str(random_base),
-        "output_dir": str(tmp_path_factory.mktemp("reward")),
-        "encoder": {"num_blocks": 1, "grid": 4},
-        "head": {"width": 32, "num_layers": 0},
-        "epochs": 1,
-    }
-    return train_reward(parse_config(RewardTrainConfig, settings)).folder
+def train(random_base, clip_folder, snapshot_folder, tmp_path_factory) -> Callable[[str], Path]:
+    """A reward model over an encoder of a type, hardly trained."""
+    bases = {"diffusion": random_base, "qwen_vl": random_base, "clip": clip_folder}
+
+    def run(kind: str) -> Path:
+        settings = {
+            "snapshot": str(snapshot_folder),
+            "base": str(bases[kind]) if kind in bases else None,
+            "output_dir": str(tmp_path_factory.mktemp("reward")),
+            "encoder": {"type": kind, **ENCODER_SETTINGS[kind]},
+            "head": {"width": 32, "num_layers": 0},
+            "train_share": 0.3,
+            "epochs": 1,
+        }
+        return train_reward(parse_config(RewardTrainConfig, settings)).folder
+
+    return cache(run)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +68,11 @@ def settings(request, clip_folder) -> Callable[[str], dict[str, Any]]:
     heads = {"vision_head": 16, "text_head": 16}
     head = {"path": str(clip_folder), "head": str(clip_folder / "head.pth")}
 
-    def make(kind: str) -> dict[str, Any]:
+    def make(case: str) -> dict[str, Any]:
+        kind, _, encoder = case.partition("-")
         of_kind: dict[str, Callable[[], dict[str, Any]]] = {
             "preference": lambda: {
-                "path": str(request.getfixturevalue("reward_folder")),
+                "path": str(request.getfixturevalue("train")(encoder)),
                 "min_accuracy": 0.0,
             },
             "text_rendering": dict,
@@ -87,7 +105,10 @@ def build(tree: dict[str, Any]) -> Scorer:
     return build_scorer(parse_config(RewardServerConfig, {"scorers": [tree]}).scorers[0])
 
 
-@pytest.fixture(scope="module", params=sorted(BUILDERS))
+CASES = sorted({*BUILDERS} - {"preference"}) + [f"preference-{kind}" for kind in ENCODERS]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def scorer(request, settings) -> Scorer:
     return build(settings(request.param))
 
@@ -167,7 +188,9 @@ def test_another_of_the_same_settings_is_the_same_scorer(scorer, settings, reque
     assert again.spec == scorer.spec
 
 
-def test_a_scorer_that_reads_part_of_the_prompt_says_so(scorer, scores):
+def test_a_scorer_that_reads_part_of_the_prompt_says_so(scorer, scores, request):
     cut = [score.truncated > 0 for score in scores]
+    # The remote one is CLIPScore.
     reads_77_tokens = scorer.spec.name in ("pickscore", "hpsv2", "clip_score")
-    assert cut[2] == reads_77_tokens
+    of_a_window = request.node.callspec.params["scorer"] in ("preference-clip", "preference-pixels")
+    assert cut[2] == (reads_77_tokens or of_a_window)

@@ -1,16 +1,12 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from killed_run import kill_at_first_checkpoint
 from PIL import Image
 
 from align import cli
@@ -30,7 +26,7 @@ from rewards.judgements import (
     keep_training,
 )
 from rewards.lock import FolderInUseError, FolderLock
-from rewards.models.features import Features
+from rewards.models.features import Features, collate
 from rewards.models.preference import PreferenceOutput
 from rewards.objective import preference_loss
 from rewards.scorers import load_scorer
@@ -84,18 +80,8 @@ def test_it_learns_what_designers_prefer_on_prompts_it_never_saw(trained):
 
 
 def test_an_interrupted_run_continues_to_the_same_bits(settings, trained, tmp_path):
-    config = tmp_path / "reward.yaml"
     output = tmp_path / "run"
-    config.write_text(yaml.safe_dump(settings(output)))
-    command = [sys.executable, "-m", "align.cli", "reward", "train", str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list((output / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_at_first_checkpoint(settings(output))
     # A kill while a checkpoint is written leaves a part of it.
     torn = output / CHECKPOINTS / "checkpoint-999"
     torn.mkdir()
@@ -311,7 +297,7 @@ def test_each_pick_is_scored_by_the_head_that_it_asked():
     rows = to_dataset(sets, outputs, keep_ties=True)
     blank = Features(torch.zeros(4, 2), torch.zeros(1, 2), torch.zeros(1))
     bank = {(candidate_id, "p"): blank for candidate_id in "abcde"}
-    batch = SetCollator(bank)(list(rows))
+    batch = SetCollator(bank, lambda inputs: collate(inputs).as_dict())(list(rows))
     assert batch["members"].tolist() == [[0, 1, 0], [2, 3, 4], [2, 3, 4]]
     assert batch["mask"].tolist() == [[True, True, False], [True] * 3, [True] * 3]
     logits = torch.zeros(5, 2, 3, requires_grad=True)

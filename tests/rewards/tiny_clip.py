@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 SIDE, PATCH, ROOM, WIDTH, HEADS, LAYERS, EMBED = 32, 8, 24, 32, 2, 2, 16
 
@@ -21,7 +23,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def save_clip(folder: Path, seed: int = 0) -> Path:
-    """As published CLIPs are: the model and its tokenizer in one folder."""
+    """As published CLIPs are: the model, its tokenizer and image processor in one folder."""
     torch.manual_seed(seed)
     names = tokenizer()
     tower = {
@@ -41,6 +43,31 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
     shake(model)
     model.save_pretrained(folder)
     names.save_pretrained(folder)
+    sides = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=sides).save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder: Path, seed: int = 0) -> Path:
+    """As `save_clip`."""
+    torch.manual_seed(seed)
+    names = tokenizer()
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+    }
+    words = {"vocab_size": names.eos_token_id + 1, "max_position_embeddings": ROOM}
+    config = SiglipConfig(
+        text_config={**tower, **words, "projection_size": WIDTH},
+        vision_config={**tower, "image_size": SIDE, "patch_size": PATCH},
+    )
+    model = SiglipModel(config)
+    shake(model)
+    model.save_pretrained(folder)
+    names.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
 
 
