@@ -79,6 +79,7 @@ def tie_aware_accuracy(margins: ArrayLike, outcomes: ArrayLike, threshold: float
         outcomes: 1 win, -1 loss, 0 tie.
     """
     d, truth = _same_length(margins, outcomes)
+    _some(d)
     called = np.where(np.abs(d) <= threshold, 0.0, np.sign(d))
     half = (called == 0) != (truth == 0)
     return float(np.where(half, 0.5, called == truth).mean())
@@ -87,6 +88,7 @@ def tie_aware_accuracy(margins: ArrayLike, outcomes: ArrayLike, threshold: float
 def fit_tie_threshold(margins: ArrayLike, outcomes: ArrayLike) -> float:
     """The threshold of the highest `tie_aware_accuracy`; of several, the least."""
     d, truth = _same_length(margins, outcomes)
+    _some(d)
     found = np.unique(np.quantile(np.abs(d), np.linspace(0, 1, 201), method="lower"))
     # Below all margins nothing is a tie; beyond the largest everything is.
     choices = [-1.0, *found.tolist()]
@@ -95,7 +97,7 @@ def fit_tie_threshold(margins: ArrayLike, outcomes: ArrayLike) -> float:
 
 def brier_score(margins: ArrayLike, temperature: float = 1.0) -> float:
     """Mean of (1 - s(d / T))^2, d being the margin for what was chosen; a coin has 0.25."""
-    d = np.asarray(margins, dtype=np.float64) / temperature
+    d = _some(np.asarray(margins, dtype=np.float64)) / temperature
     return float(np.square(1.0 / (1.0 + np.exp(np.clip(d, -500, 500)))).mean())
 
 
@@ -121,9 +123,7 @@ def calibration(
 
     Confidence is max(p, 1 - p) with p = s(d / T); a margin of exactly 0 is half right.
     """
-    d = np.asarray(margins, dtype=np.float64) / temperature
-    if d.ndim != 1 or not len(d):
-        raise ValueError(f"margins must be a list of at least one number, got shape {d.shape}")
+    d = _some(np.asarray(margins, dtype=np.float64)) / temperature
     d = d[np.argsort(np.abs(d), kind="stable")]
     confidence = 1.0 / (1.0 + np.exp(-np.abs(d)))
     correct = 0.5 + 0.5 * np.sign(d)
@@ -160,6 +160,7 @@ def paired_difference(
     and not of two unrelated accuracies.
     """
     a, b = _same_length(first, second)
+    _some(a)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(index, weights=a - b, minlength=len(names))
     counts = np.bincount(index, minlength=len(names))
@@ -197,4 +198,18 @@ def _same_length(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two lists of one length, got shapes {a.shape} and {b.shape}")
-    return a, b
+    return _without_nan(a), _without_nan(b)
+
+
+def _some(values: Floats) -> Floats:
+    """At least one number, for what is a mean of them."""
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"expected a list of at least one number, got shape {values.shape}")
+    return _without_nan(values)
+
+
+def _without_nan(values: Floats) -> Floats:
+    # NaN has no rank, and compared with anything it would count as a loss or a win.
+    if np.isnan(values).any():
+        raise ValueError(f"expected numbers, got NaN at place {int(np.isnan(values).argmax())}")
+    return values

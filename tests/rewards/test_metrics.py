@@ -7,6 +7,7 @@ from rewards.metrics import (
     best_of_n_regret,
     brier_score,
     calibration,
+    fit_tie_threshold,
     kendall_tau_b,
     paired_difference,
     prompts_needed,
@@ -104,3 +105,35 @@ def test_how_many_prompts_an_interval_takes():
 def test_lists_of_two_lengths_are_refused():
     with pytest.raises(ValueError, match=r"got shapes \(2,\) and \(3,\)"):
         auroc([1, 2], [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda some: auroc(some, [0, 1, 1]),
+        lambda some: kendall_tau_b([1, 2, 3], some),
+        lambda some: best_of_n_regret([some], [[1, 2, 3]]),
+        lambda some: tie_aware_accuracy(some, [1, 0, -1], 0.5),
+        lambda some: paired_difference(["a", "b", "c"], some, [0, 0, 1]),
+        brier_score,
+        calibration,
+    ],
+)
+def test_what_is_no_number_is_never_ranked_nor_averaged(measure):
+    with pytest.raises(ValueError, match="got NaN at place 1"):
+        measure([1.0, np.nan, 2.0])
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        brier_score,
+        calibration,
+        lambda none: tie_aware_accuracy(none, none, 0.5),
+        lambda none: fit_tie_threshold(none, none),
+        lambda none: paired_difference(none, none, none),
+    ],
+)
+def test_a_mean_of_nothing_is_refused(measure):
+    with pytest.raises(ValueError, match=r"at least one number, got shape \(0,\)"):
+        measure([])
