@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from annotate.schema import Candidate, Generation, Prompt, Split
+from annotate.schema import Candidate, Generation, Prompt, Record, Split
 from annotate.store.engine import StoreBase, batches, insert_rows, require_rows
 from annotate.store.errors import ConflictError, StoreError
 from annotate.store.pictures import png_size
@@ -203,7 +203,10 @@ def _by_id(records: Iterable[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for record in records:
         if found.setdefault(record.id, record) != record:
-            raise ConflictError(f"{type(record).__name__} {record.id!r} stands twice, differently")
+            raise ConflictError(
+                f"{type(record).__name__} {record.id!r} stands twice, with another "
+                f"{_differing(record, found[record.id])}"
+            )
     return found
 
 
@@ -211,10 +214,16 @@ def _without_known(wanted: dict[str, Any], known: dict[str, Any]) -> list[Any]:
     for record_id, record in known.items():
         if record != wanted[record_id]:
             raise ConflictError(
-                f"{type(record).__name__} {record_id!r} is in the store with other content; "
-                "nothing was imported"
+                f"{type(record).__name__} {record_id!r} is in the store with another "
+                f"{_differing(record, wanted[record_id])}; nothing was imported"
             )
     return [record for record_id, record in wanted.items() if record_id not in known]
+
+
+def _differing(one: Record, other: Record) -> str:
+    """The fields in which two records differ, in words."""
+    fields = type(one).model_fields
+    return " and ".join(name for name in fields if getattr(one, name) != getattr(other, name))
 
 
 def _load_prompts(session: Session, ids: Iterable[str]) -> dict[str, Prompt]:

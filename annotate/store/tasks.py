@@ -28,6 +28,9 @@ from annotate.tables import (
     UserRow,
 )
 
+MAX_ANNOTATORS = 1_000
+"""Of one task: each has a row from the start."""
+
 
 class TaskStore(StoreBase):
     """The part of a store that says what is to be judged, how often and in which order."""
@@ -58,9 +61,10 @@ class TaskStore(StoreBase):
                 image wins, and only the worst of the others is chosen.
         """
         least = 0 if kind in CHECK_KINDS else 1
-        if annotators_per_task < least:
+        if not least <= annotators_per_task <= MAX_ANNOTATORS:
             raise StoreError(
-                f"annotators_per_task must be at least {least}, got {annotators_per_task}"
+                f"annotators_per_task must be {least} to {MAX_ANNOTATORS}, "
+                f"got {annotators_per_task}"
             )
         question = Question(question)
         groups = cast(

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from studio import NOON, PASSWORD, add_users, fill, make_candidates, make_prompts, png, sha256
 
-from annotate.records import Prompt, Run
+from annotate.records import Prompt, Run, Split
 from annotate.store import (
     Answer,
     ConflictError,
@@ -80,8 +80,11 @@ def test_the_same_id_with_other_content_is_a_conflict(store):
     prompts = make_prompts(2)
     store.add_prompts(prompts[:1])
     changed = prompts[0].model_copy(update={"text": "other"})
-    with pytest.raises(ConflictError, match="prompt-0"):
+    with pytest.raises(ConflictError, match="'prompt-0' is in the store with another text;"):
         store.add_prompts([prompts[1], changed])
+    other = changed.model_copy(update={"split": Split.TEST})
+    with pytest.raises(ConflictError, match="'prompt-0' stands twice, with another text and split"):
+        store.add_prompts([prompts[0], other])
     assert store.prompts() == prompts[:1]
 
 
@@ -101,6 +104,8 @@ def test_a_task_shows_two_to_nine_known_candidates_of_its_prompt(store):
         store.add_tasks({"prompt-0": ["prompt-0-c0", "prompt-1-c0"]})
     with pytest.raises(NotFoundError, match="'nope'"):
         store.add_tasks({"prompt-0": ["prompt-0-c0", "nope"]})
+    with pytest.raises(StoreError, match="must be 1 to 1000, got 1000000000"):
+        store.add_tasks({"prompt-0": ["prompt-0-c0", "prompt-0-c1"]}, annotators_per_task=10**9)
     with pytest.raises(NotFoundError, match="no prompt 'nope'"):
         store.add_tasks({"nope": ["prompt-0-c0", "prompt-0-c1"]})
 
