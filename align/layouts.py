@@ -46,6 +46,8 @@ class Replicated:
 
     shards_weights = False
     """Whether a process has only a part of each weight between steps."""
+    has_graph_of_parameters = True
+    """Whether `torch.autograd.grad` may run outside the backward pass of the launch."""
     loads_on_cpu = False
     """Whether the module is moved to its device while it is wrapped."""
     keeps_masters = False
@@ -112,6 +114,7 @@ class Replicated:
 class DeepSpeed(Replicated):
     """ZeRO-2 or ZeRO-3."""
 
+    has_graph_of_parameters = False
     loads_on_cpu = True
     keeps_masters = True
 
@@ -182,6 +185,7 @@ class FullySharded(Replicated):
     """
 
     shards_weights = True
+    has_graph_of_parameters = False
     loads_on_cpu = True
 
     @property

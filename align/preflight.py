@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from align.advantage import Advantages
 from align.engine import BatchPlan, Engine
@@ -20,6 +20,7 @@ from align.mmdit.adapters import Conditioning
 from align.objectives.flow_grpo import FlowGRPO, TransitionBatch
 from align.policy import Policy
 from align.rollout import Rollout
+from align.sde import gaussian_kl
 
 __all__ = [
     "PreflightError",
@@ -234,35 +235,67 @@ def check_replay(
 def check_kl(
     objective: FlowGRPO, policy: Policy, batch: TransitionBatch, engine: Engine
 ) -> dict[str, float]:
-    """The KL in the loss must have a gradient.
+    """The KL must have a gradient.
 
     At the start the policy is its reference, where KL and gradient are zero and a KL that is cut
-    off from the policy cannot be told from a sound one. So the weights are moved a little; and
-    with advantages of 0 the KL is all that the loss has. Its gradient is taken at the network's
-    output, for shards have theirs in the backward pass of DeepSpeed or FSDP2 alone.
+    off from the policy cannot be told from a sound one.
     """
-    outputs: list[Tensor] = []
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if output[0].requires_grad:  # the reference's has none
-            outputs.append(output[0])
-
-    still = replace(batch, advantages=torch.zeros_like(batch.advantages))
-    hook = policy.transformer.register_forward_hook(note)
-    try:
-        with engine.nudged(NUDGE), torch.enable_grad():
-            found = objective.loss(policy, still)
-            gradients = torch.autograd.grad(found.loss, outputs, allow_unused=True)
-    finally:
-        hook.remove()
+    # Shards take gradients only in the backward pass of DeepSpeed or FSDP2: there, the way from the
+    # KL to the network's output is what can be looked at.
+    look = _kl_in_loss if engine.layout.has_graph_of_parameters else _kl_from_mean
+    with torch.enable_grad():
+        kl, gradients = look(objective, policy, batch, engine)
     squares = [float(g.double().square().sum()) for g in gradients if g is not None]
     norm = -_worst(engine, -(sum(squares) ** 0.5))
     if not norm > 0:
         raise PreflightError(
-            f"the KL to the reference has a gradient of norm {norm:g} at a KL of "
-            f"{float(found.metrics['kl']):.3g} nats: it would not hold the policy back"
+            f"the KL to the reference has a gradient of norm {norm:g} at a KL of {kl:.3g} "
+            "nats: it would not hold the policy back"
         )
     return {"kl_gradient_norm": norm}
+
+
+Gradients = Sequence[Tensor | None]
+
+
+def _kl_in_loss(
+    objective: FlowGRPO, policy: Policy, batch: TransitionBatch, engine: Engine
+) -> tuple[float, Gradients]:
+    """Of the loss itself, which is its KL where all advantages are 0, at weights that were moved a
+    little; with respect to the velocities."""
+    still = replace(batch, advantages=torch.zeros_like(batch.advantages))
+    watched: Any = _Watched(policy)
+    with engine.nudged(NUDGE):
+        found = objective.loss(watched, still)
+        gradients = torch.autograd.grad(found.loss, watched.velocities, allow_unused=True)
+    return float(found.metrics["kl"]), gradients
+
+
+def _kl_from_mean(
+    objective: FlowGRPO, policy: Policy, batch: TransitionBatch, engine: Engine
+) -> tuple[float, Gradients]:
+    """To a reference that is moved by one hundredth of a standard deviation, with respect to the
+    step's mean."""
+    mean, std = objective.step(policy, batch)
+    with policy.reference():
+        reference_mean, _ = objective.step(policy, batch)
+    kl = gaussian_kl(mean, reference_mean + 0.01 * std.view(-1, 1, 1, 1), std).mean()
+    return kl.item(), torch.autograd.grad(kl, [mean]) if kl.requires_grad else ()
+
+
+class _Watched:
+    """A policy as objectives see it, whose velocities with a gradient are kept."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.reference = policy.reference
+        self.velocities: list[Tensor] = []
+
+    def velocity(self, *asked: Any) -> Tensor:
+        velocity = self._policy.velocity(*asked)
+        if velocity.requires_grad:  # the reference's has none
+            self.velocities.append(velocity)
+        return velocity
 
 
 def _worst(engine: Engine, value: float) -> float:
