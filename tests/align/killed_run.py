@@ -63,33 +63,49 @@ def kill_in_write(number: int) -> None:
 
 
 def main(data: Path, model: Path, out: Path) -> None:
-    cases: dict[str, Callable[[], object]] = {
-        "sft": lambda: (kill_in_step(8), train_sft(sft_config(data, model, out / "sft"))),
-        "sft-write": lambda: (
-            kill_in_write(2),
-            train_sft(sft_config(data, model, out / "sft-write")),
-        ),
-        "dpo": lambda: (kill_in_step(7), train_dpo(dpo_config(data, model, out / "dpo"))),
-        "grpo": lambda: (
-            kill_in_step(9),
-            train_grpo(grpo_config(data, model, out / "grpo"), FirstChannel()),
-        ),
-        "lists": lambda: (kill_in_step(6), train_dpo(lists_config(data, model, out / "lists"))),
-        "nft": lambda: (
-            kill_in_step(5, ask),
-            train_grpo(nft_config(data, model, out / "nft"), FirstChannel()),
-        ),
+    def sft(name: str) -> object:
+        return train_sft(sft_config(data, model, out / name))
+
+    def dpo() -> object:
+        return train_dpo(dpo_config(data, model, out / "dpo"))
+
+    def grpo() -> object:
+        return train_grpo(grpo_config(data, model, out / "grpo"), FirstChannel())
+
+    cases: dict[str, list[Callable[[], object]]] = {
+        "sft": [
+            lambda: (kill_in_step(8), sft("sft")),
+            lambda: (kill_in_write(1), sft("sft")),  # of step 10, once more from step 5
+        ],
+        "sft-write": [lambda: (kill_in_write(2), sft("sft-write"))],
+        "dpo": [lambda: (kill_in_step(7), dpo()), lambda: (kill_in_step(9), dpo())],
+        "grpo": [lambda: (kill_in_step(9), grpo()), lambda: (kill_in_step(6), grpo())],
+        "lists": [
+            lambda: (kill_in_step(6), train_dpo(lists_config(data, model, out / "lists"))),
+        ],
+        "nft": [
+            lambda: (
+                kill_in_step(5, ask),
+                train_grpo(nft_config(data, model, out / "nft"), FirstChannel()),
+            )
+        ],
     }
-    for name, run in cases.items():
-        child = os.fork()
-        if child == 0:
-            try:
-                run()
-            except SystemExit as stop:
-                os._exit(int(str(stop)))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print(name, os.waitstatus_to_exitcode(status))
+    for name, attempts in cases.items():
+        for number, run in enumerate(attempts, 1):
+            print(f"{name}/{number}", exit_code_of(run))
+
+
+def exit_code_of(run: Callable[[], object]) -> int:
+    """Of a process of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        except SystemExit as stop:
+            os._exit(int(str(stop)))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":
