@@ -20,6 +20,7 @@ from align.data_config import (
     ResolutionConfig,
     SFTDataConfig,
     SnapshotPairsConfig,
+    SourceConfig,
 )
 from align.objective_config import (
     AutoBetaConfig,
@@ -315,7 +316,7 @@ class GRPOConfig(TrainConfig):
         return self
 
 
-class DrawConfig(Config):
+class DrawConfig(SourceConfig):
     """How images are drawn for prompts."""
 
     prompts: Path

@@ -20,6 +20,7 @@ __all__ = [
     "ResolutionConfig",
     "SFTDataConfig",
     "SnapshotPairsConfig",
+    "SourceConfig",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
@@ -27,7 +28,14 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ResolutionConfig(Config):
+class SourceConfig(Config):
+    """How a model that edits reads the images that prompts refer to."""
+
+    source_area: Annotated[int, Field(ge=32 * 32)] = 1024 * 1024
+    """Pixels that a source image is brought to, in its own shape; the stock pipelines' number."""
+
+
+class ResolutionConfig(SourceConfig):
     """The size images are brought to: scaled to cover it, then cut at the centre."""
 
     height: Positive | None = None
@@ -49,8 +57,9 @@ Bucket = tuple[Positive, Positive]
 
 
 class SFTDataConfig(ResolutionConfig):
-    """Rows of ``{"prompt", "image", "score"}``, and optionally ``"split"`` and the instructions
-    ``"style"``, ``"layout"`` and ``"colour"``, which follow the prompt."""
+    """Rows of ``{"prompt", "image", "score"}``, and optionally ``"split"``, the instructions
+    ``"style"``, ``"layout"`` and ``"colour"``, which follow the prompt, and what the prompt asks to
+    edit: ``"source_image"``, and after it ``"reference_images"``."""
 
     path: Path
     """JSONL file; image paths are relative to its folder."""
@@ -100,7 +109,8 @@ class SnapshotPairsConfig(ResolutionConfig):
 class JsonlPairsConfig(ResolutionConfig):
     """Rows of ``{"prompt", "chosen", "rejected"}``, and optionally ``"weight"``, ``"split"``,
     ``"annotator"``, ``"label_smoothing"``, ``"tie"``, ``"region"`` (a greyscale image: white
-    counts) and ``"noise_keys"`` (of chosen and rejected, ``seed/name/draw``).
+    counts), ``"noise_keys"`` (of chosen and rejected, ``seed/name/draw``), and ``"source_image"``
+    and ``"reference_images"`` as SFT has them.
 
     With ``loss_type: kto`` rows of ``{"prompt", "image", "desirable"}``, with ``plackett_luce`` of
     ``{"prompt", "images"}``, the best image first.

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -16,8 +16,10 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
 from align.config import GenerateConfig, resolve_model
-from align.mmdit.adapters import image_to_uint8, load_adapter
+from align.data.rows import Request
+from align.mmdit.adapters import Conditioning, image_to_uint8, load_adapter
 from align.mmdit.flow import seeded_noise_batch
+from align.mmdit.sources import source_size
 from align.sampling import sample
 from annotate.records import Candidate, Generation, Prompt
 
@@ -30,6 +32,7 @@ class Cell:
 
     prompt: Prompt
     index: int
+    request: Request
 
     @property
     def key(self) -> tuple[str, int]:
@@ -56,16 +59,29 @@ class Drawer:
             self.adapter.transformer.load_lora_adapter(str(config.lora), prefix="transformer")
         self.shape = self.adapter.latent_shape(config.height, config.width)
         self.versions = {n: metadata.version(n) for n in ("winsome", "torch", "diffusers")}
-        with torch.no_grad():
-            self.negative = self.adapter.encode_prompts([config.negative_prompt])
 
     def draw(self, cells: Sequence[Cell]) -> list[bytes]:
         """PNG files of ``cells``; at most 1/255 from what the stock pipeline draws."""
+        sizes = [self._source_sizes(cell.request) for cell in cells]
+        files: dict[int, bytes] = {}
+        for size in dict.fromkeys(sizes):
+            places = [place for place, own in enumerate(sizes) if own == size]
+            files |= zip(places, self._draw_alike([cells[p] for p in places]), strict=True)
+        return [files[place] for place in range(len(cells))]
+
+    def _source_sizes(self, request: Request) -> tuple[tuple[int, int], ...]:
+        """What cells that are drawn together have in common."""
+        area = self.config.source_area
+        return tuple(source_size(source.size(), area) for source in request.sources)
+
+    def _draw_alike(self, cells: Sequence[Cell]) -> list[bytes]:
         config = self.config
-        texts = list(dict.fromkeys(cell.prompt.text for cell in cells))
+        requests = [cell.request for cell in cells]
         with torch.no_grad():
-            rows = [texts.index(cell.prompt.text) for cell in cells]
-            cond = self.adapter.encode_prompts(texts).select(rows)
+            cond, negative = self._encode(requests), None
+            if config.guidance_scale > 1:
+                empty = [r.without_words(config.negative_prompt) for r in requests]
+                negative = self._encode(empty)
             noise = seeded_noise_batch(
                 config.seed, [c.prompt.id for c in cells], [c.index for c in cells], self.shape
             )
@@ -76,7 +92,7 @@ class Drawer:
                 noise.to(self.device),
                 config.num_steps,
                 config.guidance_scale,
-                self.negative.select([0] * len(cells)),
+                negative,
             )
             pixels = image_to_uint8(self.adapter.decode_latents(latents)).cpu().numpy()
         files = []
@@ -85,6 +101,20 @@ class Drawer:
             Image.fromarray(array).save(buffer, format="PNG")
             files.append(buffer.getvalue())
         return files
+
+    def _encode(self, requests: Sequence[Request]) -> Conditioning:
+        """Of each request; what several of them share is encoded once."""
+        area = self.config.source_area
+        unique = {request.identity: request for request in requests}
+        pictures = [[source.picture() for source in r.sources] for r in unique.values()]
+        cond = self.adapter.encode_prompts([r.prompt for r in unique.values()], pictures, area)
+        latents = tuple(
+            torch.stack([self.adapter.encode_source(picture, area) for picture in column])
+            for column in zip(*pictures, strict=True)
+        )
+        names = list(unique)
+        rows = [names.index(request.identity) for request in requests]
+        return replace(cond, sources=latents).select(rows)
 
     def record(self, cell: Cell, png: bytes) -> Candidate:
         """The candidate's line, with everything that draws it again."""

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -32,9 +33,10 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from align.checkpoint import atomic_file, atomic_write, write_error
-from align.config import GenerateConfig, dump_config, load_config
-from align.data.rows import iterate_prompts
+from align.config import GenerateConfig, dump_config, load_config, resolve_model
+from align.data.rows import Request, iterate_prompts, iterate_requests
 from align.draw import Cell, Drawer, check_model
+from align.mmdit.adapters import load_adapter
 from annotate.records import Candidate
 from annotate.settings import changed_settings
 from rewards.lock import FolderLock
@@ -114,16 +116,39 @@ def _write_prompts(config: GenerateConfig) -> None:
     path = config.output_dir / "prompts.jsonl"
     earlier = {p.id: p for p in iterate_prompts(path)} if path.is_file() else {}
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
-        for prompt in iterate_prompts(config.prompts, config.splits):
-            known = earlier.pop(prompt.id, prompt).text
-            if known != prompt.text:
+        for prompt, request in iterate_requests(config.prompts, config.splits):
+            known = earlier.pop(prompt.id, prompt)
+            if (known.text, known.source_image) != (prompt.text, prompt.source_image):
+                edits = known.text == prompt.text
                 raise ValueError(
                     f"prompt {prompt.id!r} is {prompt.text!r} in {config.prompts}, but "
-                    f"{config.output_dir} holds images of it as {known!r}"
+                    f"{config.output_dir} holds images of it as {known.text!r}"
+                    + " of another source image"
+                    * edits
                 )
+            _keep_sources(config, request)
             lines.write(prompt.model_dump_json() + "\n")
         for prompt in earlier.values():
             lines.write(prompt.model_dump_json() + "\n")
+
+
+def _keep_sources(config: GenerateConfig, request: Request) -> None:
+    """Put what the request asks to edit among the images, where a store looks for it."""
+    if request.sources:
+        try:
+            _bare_adapter(resolve_model(config.model)).check_sources(len(request.sources))
+        except ValueError as error:
+            raise ValueError(f"prompt {request.prompt!r}: {error}") from error
+    for source in request.sources:
+        target = config.output_dir / "images" / f"{source.sha256}.png"
+        if not target.is_file():
+            _write_image(target, source.path.read_bytes())
+
+
+@lru_cache(maxsize=1)
+def _bare_adapter(model: str) -> Any:
+    """Of a model that is not loaded."""
+    return load_adapter(model, parts=())
 
 
 def _line_files(folder: Path) -> list[Path]:
@@ -257,11 +282,11 @@ def _own_part(folder: Path, rank: int, world: int) -> Iterator[IO[bytes]]:
 def _batches(config: GenerateConfig, rank: int, world: int) -> Iterator[list[list[Cell]]]:
     """This process's batches, each as chunks of at most ``batch_size`` cells."""
     per_batch = max(1, config.batch_size // config.candidates)
-    prompts = iterate_prompts(config.prompts, config.splits)
+    asked = iterate_requests(config.prompts, config.splits)
     number = 0
-    while batch := list(islice(prompts, per_batch)):
+    while batch := list(islice(asked, per_batch)):
         if number % world == rank:
-            cells = [Cell(prompt, i) for prompt in batch for i in range(config.candidates)]
+            cells = [Cell(p, i, request) for p, request in batch for i in range(config.candidates)]
             size = config.batch_size
             yield [cells[i : i + size] for i in range(0, len(cells), size)]
         number += 1

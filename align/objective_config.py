@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from align.data_config import NonNegative, Positive
+from align.data_config import NonNegative, Positive, SourceConfig
 from annotate.settings import Config
 
 __all__ = [
@@ -132,7 +132,7 @@ _READ_BY_LOSS: dict[str, set[str]] = {
 """Settings that some losses have no use for: a setting that would do nothing is refused."""
 
 
-class RolloutConfig(Config):
+class RolloutConfig(SourceConfig):
     """How images are drawn during GRPO."""
 
     height: Positive = 128

@@ -18,18 +18,18 @@ from align.config import (
     SFTConfig,
 )
 from align.data.batches import (
-    EMPTY_PROMPT,
     ImageBatches,
     ListBatches,
     PairBatches,
     PreferenceBatches,
+    with_negatives,
 )
-from align.data.buckets import assign_buckets, bucket_of_step
+from align.data.buckets import assign_buckets
 from align.data.draws import Draws
 from align.data.features import Features
-from align.data.order import Position, step_positions
 from align.data.picks import read_lists, read_pairs, read_thumbs
 from align.data.rows import CaptionedImage, Rows, read_captioned_images
+from align.data.tasks import by_task, task_of_step
 from align.engine import BatchPlan, Engine
 from align.mmdit.adapters import Conditioning
 from align.objectives.base import finish_parts
@@ -37,7 +37,7 @@ from align.objectives.diffusion_dpo import DiffusionDPO
 from align.objectives.feedback import Feedback
 from align.objectives.listwise import KTO, PlackettLuce
 from align.objectives.preferences import implicit_rewards
-from align.objectives.sft import SFT, SFTBatch, noised, sft_errors
+from align.objectives.sft import SFT, noised, sft_errors
 from align.policy import Policy, Reference
 from align.preflight import (
     check_accumulation,
@@ -46,7 +46,7 @@ from align.preflight import (
     check_ranks,
     check_weights,
 )
-from align.reference import measure, reference_errors
+from align.reference import measure_tasks, reference_errors
 from align.run import RunResult
 from align.stopping import Patience
 from align.trainer import Trainer
@@ -80,33 +80,19 @@ def _train_sft(config: SFTConfig, trainer: Trainer) -> RunResult:
         return found
     trained, held = _image_batches(config, trainer, plan, train, held_out)
     policy, objective = trainer.policy, SFT()
-    sizes = [len(batches.samples) for batches in trained]
-
-    def parts(step: int) -> list[SFTBatch]:
-        bucket, number = bucket_of_step(config.seed, sizes, config.batch_size, step)
-        positions = step_positions(config.seed, sizes[bucket], config.batch_size, number)
-        return [trained[bucket].train(part) for part in plan.split(positions)]
-
-    first = parts(1)[0]
+    first = _parts(config, plan, trained, 1)[0]
     _preflight(trainer, plan, "images", (noised(first), first.sigma, first.cond))
 
     def train_step(step: int) -> dict[str, float]:
         loss = objective.loss
-        return trainer.engine.train_step(step, parts(step), lambda batch: loss(policy, batch))
+        parts = _parts(config, plan, trained, step)
+        return trainer.engine.train_step(step, parts, lambda batch: loss(policy, batch))
 
     def validate() -> dict[str, float]:
-        losses = [
-            measure(
-                trainer.engine,
-                batches.num_places,
-                plan.micro,
-                lambda places, batches=batches: {"loss": sft_errors(policy, batches.at(places))},
-            )["loss"]
-            for batches in held
-        ]
-        places = [batches.num_places for batches in held]
-        total = sum(n * loss for n, loss in zip(places, losses, strict=True))
-        return {"validation/loss": total / sum(places) if len(held) > 1 else losses[0]}
+        def figures(batches: ImageBatches, places: Sequence[int]) -> dict[str, Tensor]:
+            return {"loss": sft_errors(policy, batches.at(places))}
+
+        return {"validation/loss": measure_tasks(trainer.engine, held, plan.micro, figures)["loss"]}
 
     patience = Patience(validation.patience, validation.min_delta)
     return trainer.fit(train_step, validate, validation.every, patience)
@@ -121,16 +107,19 @@ def _image_batches(
 ) -> tuple[list[ImageBatches], list[ImageBatches]]:
     """Batches to train on and held-out ones, for each bucket that has any; builds the policy.
 
-    The prompts are encoded before any image, with one loading of the text encoder.
+    A bucket's images have one size, and so have their source images: to draw and to edit are tasks
+    of different steps. The prompts are encoded before any image, with one loading of the text
+    encoder.
     """
     data, samples = config.data, [*train, *held_out]
-    prompts = [EMPTY_PROMPT, *(sample.prompt for sample in samples)]
+    requests = with_negatives([sample.request for sample in samples], data.caption_dropout > 0)
     encoder = trainer.encoder()
-    resolutions = [ResolutionConfig(height=h, width=w) for h, w in data.buckets]
+    area = data.source_area
+    resolutions = [ResolutionConfig(height=h, width=w, source_area=area) for h, w in data.buckets]
     chosen: dict[str, Any] = {}
     if resolutions:
         chosen = assign_buckets([sample.image for sample in samples], data.buckets)
-        encoder.encode([], prompts)
+        encoder.encode([], requests, data)
     found = []
     for resolution in resolutions or [data]:
         size = (resolution.height, resolution.width)
@@ -140,17 +129,16 @@ def _image_batches(
 
         images = [sample.image for sample in own(samples)]
         if images:
-            features = encoder.encode(images, prompts, resolution)
+            features = encoder.encode(images, requests, resolution)
             found.append((own(train), own(held_out), features))
     trainer.build_policy(plan.accumulation, plan.micro)
     trained, held = [], []
     for own_train, own_held, features in found:
-        draws = _draws(config, trainer, features)
-        if own_train:
-            trained.append(ImageBatches(own_train, features, draws, data.caption_dropout))
-        if own_held:
-            num_draws = config.validation.draws
-            held.append(ImageBatches(own_held, features, draws, num_draws=num_draws))
+        draws, count = _draws(config, trainer, features), config.validation.draws
+        for task in by_task(own_train, features):
+            trained.append(ImageBatches(task, features, draws, data.caption_dropout))
+        for task in by_task(own_held, features):
+            held.append(ImageBatches(task, features, draws, num_draws=count))
     return trained, held
 
 
@@ -178,21 +166,20 @@ def _train_dpo(config: DPOConfig, trainer: Trainer) -> RunResult:
     data = rows.named(train=train, validation=held_out, **({"annotators": aside} if aside else {}))
     if (found := trainer.begin(data=data)) is not None:
         return found
-    training, held = _open_preferences(config, trainer, plan, train, held_out, aside)
+    tasks, held = _open_preferences(config, trainer, plan, train, held_out, aside)
     policy = trainer.policy
     feedback = Feedback(config.objective)
-    num_elements = math.prod(training.draws.shape)
-    first = training.train(_first_part(config, plan, len(train)))
+    num_elements = math.prod(tasks[0].draws.shape)
+    first = _parts(config, plan, tasks, 1)[0]
     checks: dict[str, Any] = {}
     if config.reference.mode == "cached" and trainer.run.checkpoints.latest() is None:
         beta = preference_objective(config.objective, feedback, num_elements).beta
-        checks = _check_reference(trainer, policy, training, first, beta or 0.0)
-    _preflight(trainer, plan, "samples", training.probe(first), checks)
+        checks = _check_reference(trainer, policy, tasks[0], first, beta or 0.0)
+    _preflight(trainer, plan, "samples", tasks[0].probe(first), checks)
 
     def train_step(step: int) -> dict[str, float]:
         objective = preference_objective(config.objective, feedback, num_elements)
-        positions = step_positions(config.seed, len(train), config.batch_size, step)
-        parts = [training.train(part) for part in plan.split(positions)]
+        parts = _parts(config, plan, tasks, step)
         metrics = finish_parts(
             trainer.engine.train_step(step, parts, lambda batch: objective.loss(policy, batch))
         )
@@ -204,14 +191,14 @@ def _train_dpo(config: DPOConfig, trainer: Trainer) -> RunResult:
     def validate() -> dict[str, float]:
         objective = preference_objective(config.objective, feedback, num_elements)
         figures = {}
-        for prefix, part in held.items():
-            found = measure(
+        for prefix, parts in held.items():
+            means = measure_tasks(
                 trainer.engine,
-                part.num_places,
+                parts,
                 plan.micro,
-                lambda places, part=part: part.figures(objective, policy, part.at(places)),
+                lambda part, places: part.figures(objective, policy, part.at(places)),
             )
-            figures |= {f"{prefix}/{name}": value for name, value in finish_parts(found).items()}
+            figures |= {f"{prefix}/{name}": value for name, value in finish_parts(means).items()}
         return figures
 
     patience = Patience(validation.patience, validation.min_delta)
@@ -220,8 +207,8 @@ def _train_dpo(config: DPOConfig, trainer: Trainer) -> RunResult:
 
 def _open_preferences(
     config: DPOConfig, trainer: Trainer, plan: BatchPlan, train: list, held_out: list, aside: list
-) -> tuple[PreferenceBatches, dict[str, PreferenceBatches]]:
-    """Batches to train on, and held-out ones by the prefix of their figures.
+) -> tuple[list[PreferenceBatches], dict[str, list[PreferenceBatches]]]:
+    """Batches to train on, of each task, and held-out ones by the prefix of their figures.
 
     Builds the policy, and has the reference's errors where they are cached.
     """
@@ -229,15 +216,18 @@ def _open_preferences(
     samples = [*train, *held_out, *aside]
     features = trainer.encoder().encode(
         [image for sample in samples for image in sample.images],
-        [sample.prompt for sample in samples],
+        [sample.request for sample in samples],
         config.data,
     )
     reference = REFERENCES[config.reference.mode]
     policy = trainer.build_policy(plan.accumulation, plan.micro, reference)
     draws = _draws(config, trainer, features)
 
-    def batches(part: list, num_draws: int | None, prefix: str = "") -> PreferenceBatches:
-        return _preference_batches(config, part, features, draws, num_draws, prefix)
+    def batches(part: list, num_draws: int | None, prefix: str = "") -> list[PreferenceBatches]:
+        return [
+            _preference_batches(config, task, features, draws, num_draws, prefix)
+            for task in by_task(part, features)
+        ]
 
     training = batches(train, config.reference.draws if cached else None)
     held = {"validation": batches(held_out, validation.draws, "validation/")}
@@ -306,15 +296,17 @@ def _preference_batches(
 
 
 def _store_reference_errors(
-    trainer: Trainer, policy: Policy, batch_size: int, parts: dict[str, PreferenceBatches]
+    trainer: Trainer, policy: Policy, batch_size: int, parts: dict[str, list[PreferenceBatches]]
 ) -> None:
     trainer.engine.model.eval()
     if trainer.run.checkpoints.latest() is None:
         # Left by an attempt that may have had another model.
         trainer.forget("reference_errors_*.safetensors")
-    for name, part in parts.items():
-        path = trainer.run.path / f"reference_errors_{name.replace('/', '_')}.safetensors"
-        part.reference_errors = reference_errors(path, trainer.engine, policy, part, batch_size)
+    for name, tasks in parts.items():
+        for number, part in enumerate(tasks):
+            label = name.replace("/", "_") + (f"_{number}" if number else "")
+            path = trainer.run.path / f"reference_errors_{label}.safetensors"
+            part.reference_errors = reference_errors(path, trainer.engine, policy, part, batch_size)
 
 
 def _check_reference(
@@ -369,9 +361,16 @@ def _preflight(
         trainer.run.update(preflight=figures)
 
 
-def _first_part(config: OfflineConfig, plan: BatchPlan, size: int) -> Sequence[Position]:
-    """This process's first micro-batch of the first step."""
-    return plan.split(step_positions(config.seed, size, config.batch_size, 1))[0]
+def _parts(
+    config: OfflineConfig,
+    plan: BatchPlan,
+    tasks: Sequence[ImageBatches] | Sequence[PreferenceBatches],
+    step: int,
+) -> list[Any]:
+    """This process's micro-batches of one step, which has one task."""
+    sizes = [len(task.samples) for task in tasks]
+    task, positions = task_of_step(config.seed, config.batch_size, sizes, step)
+    return [tasks[task].train(part) for part in plan.split(positions)]
 
 
 def _plan(config: OfflineConfig, engine: Engine) -> BatchPlan:

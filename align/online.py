@@ -13,10 +13,11 @@ from torch import Tensor
 
 from align.advantage import Advantages, decoupled_rewards, group_advantages
 from align.config import GRPOConfig, RewardModelConfig, load_config, resolve_model
-from align.data.batches import EMPTY_PROMPT
+from align.data.batches import with_negatives
 from align.data.features import Features
-from align.data.order import step_positions
-from align.data.rows import iterate_prompts, sample_id
+from align.data.rows import iterate_requests, sample_id
+from align.data.tasks import by_task, task_of_step
+from align.data_config import ResolutionConfig
 from align.decoding import Decoder
 from align.engine import BatchPlan
 from align.learners import Learner, learner_class
@@ -32,7 +33,6 @@ from align.preflight import (
 from align.rollout import Group, Rollout, draw_rollout
 from align.run import RunResult
 from align.trainer import Trainer
-from annotate.records import Prompt
 from rewards.base import RewardItem, Score, Scorer
 from rewards.contact_sheets import SHEETS, Picture, choose_groups, write_sheet
 from rewards.failures import RewardSource
@@ -66,8 +66,9 @@ def train_grpo(config: GRPOConfig, scorer: Scorer | RewardSource | None = None) 
 def _train_grpo(
     config: GRPOConfig, trainer: Trainer, scorer: Scorer | RewardSource | None
 ) -> RunResult:
-    prompts = list(iterate_prompts(config.prompts, config.splits))
-    content = sample_id(*(prompt.model_dump_json() for prompt in prompts))
+    asked = iterate_requests(config.prompts, config.splits)
+    groups = [Group(p, 0, config.group_size, request.sources) for p, request in asked]
+    content = sample_id(*(group.prompt.model_dump_json() for group in groups))
     facts: dict[str, Any] = {}
     _refuse_gold_that_trains(config)
     if scorer is None:
@@ -75,14 +76,14 @@ def _train_grpo(
     source = scorer if isinstance(scorer, RewardSource) else RewardSource(scorer)
     spec = source.scorer.spec
     found = trainer.begin(
-        data={"path": str(config.prompts), "prompts": len(prompts), "content": content},
+        data={"path": str(config.prompts), "prompts": len(groups), "content": content},
         reward={"name": spec.name, "version": spec.version, **facts},
     )
     if found is not None:
         return found
     if source.monitor is not None:
         source.monitor.keep_baseline(config.output_dir / f"monitor-{trainer.engine.rank}.json")
-    loop = GRPOLoop(config, trainer, source, prompts)
+    loop = GRPOLoop(config, trainer, source, groups)
     try:
         return trainer.fit(loop.train_step, resumable_every=config.updates_per_rollout)
     except HackingAlarm as alarm:
@@ -144,14 +145,13 @@ class GRPOLoop:
     """
 
     def __init__(
-        self, config: GRPOConfig, trainer: Trainer, source: RewardSource, prompts: Sequence[Prompt]
+        self, config: GRPOConfig, trainer: Trainer, source: RewardSource, groups: Sequence[Group]
     ) -> None:
         self.config = config
         self.trainer = trainer
         self.engine = trainer.engine
         self.source = source
         self.scorer = source.scorer
-        self.prompts = prompts
         if config.prompts_per_step % self.engine.world:
             raise ValueError(
                 f"prompts_per_step {config.prompts_per_step} cannot be shared by "
@@ -161,8 +161,11 @@ class GRPOLoop:
         units = learner.units(config)
         plan = BatchPlan.make(units, config.micro_batch_size, self.engine.world, self.engine.rank)
         self.features: Features = trainer.encoder().encode(
-            [], [EMPTY_PROMPT, *(prompt.text for prompt in prompts)]
+            [],
+            with_negatives([g.request for g in groups], config.rollout.guidance_scale > 1),
+            ResolutionConfig(source_area=config.rollout.source_area),
         )
+        self.tasks = by_task(groups, self.features)
         self.policy = trainer.build_policy(
             plan.accumulation,
             plan.micro,
@@ -270,12 +273,11 @@ class GRPOLoop:
     def _groups(self, iteration: int) -> list[Group]:
         """This process's groups of an iteration."""
         config = self.config
-        positions = step_positions(
-            config.seed, len(self.prompts), config.prompts_per_step, iteration
-        )
+        sizes = [len(task) for task in self.tasks]
+        task, positions = task_of_step(config.seed, config.prompts_per_step, sizes, iteration)
         share = config.prompts_per_step // self.engine.world
         own = positions[self.engine.rank * share :][:share]
-        return [Group(self.prompts[p.item], p.epoch, config.group_size) for p in own]
+        return [replace(self.tasks[task][p.item], epoch=p.epoch) for p in own]
 
     def _preflight(self, advantages: Advantages, fraction_equal: float) -> None:
         engine, policy, learner = self.engine, self.policy, self.learner

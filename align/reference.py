@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.checkpoint import atomic_file
-from align.data.batches import PreferenceBatches
+from align.data.batches import ImageBatches, PreferenceBatches
 from align.engine import Engine
 from align.policy import Policy
 
-__all__ = ["measure", "reference_errors"]
+__all__ = ["measure", "measure_tasks", "reference_errors"]
+
+T = TypeVar("T", ImageBatches, PreferenceBatches)
 
 
 def measure(
@@ -41,6 +44,26 @@ def measure(
             total = values.double()[is_real].sum()
             sums[name] = sums[name] + total if name in sums else total
     return engine.mean({name: total * engine.world / count for name, total in sums.items()})
+
+
+def measure_tasks(
+    engine: Engine,
+    tasks: Sequence[T],
+    batch_size: int,
+    figures: Callable[[T, Sequence[int]], Mapping[str, Tensor]],
+) -> dict[str, float]:
+    """`measure` over the places of all ``tasks``; a call has places of one of them."""
+    counts = [task.num_places for task in tasks]
+    found = [
+        measure(engine, count, batch_size, lambda places, task=task: figures(task, places))
+        for task, count in zip(tasks, counts, strict=True)
+    ]
+    if len(found) == 1:
+        return found[0]
+    return {
+        name: sum(n * row[name] for n, row in zip(counts, found, strict=True)) / sum(counts)
+        for name in found[0]
+    }
 
 
 @torch.no_grad()

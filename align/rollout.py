@@ -12,6 +12,8 @@ from torch import Tensor
 from align.config import RolloutConfig
 from align.data.batches import EMPTY_PROMPT
 from align.data.features import Features
+from align.data.images import ImageFile
+from align.data.rows import Request
 from align.mmdit.adapters import Conditioning
 from align.mmdit.flow import seeded_noise_batch, seeded_uniform
 from align.mmdit.modulation import ModulationTables, modulation_tables
@@ -31,6 +33,12 @@ class Group:
     epoch: int
     """How often the prompt was drawn before."""
     size: int
+    sources: tuple[ImageFile, ...] = ()
+    """What the prompt asks to edit."""
+
+    @property
+    def request(self) -> Request:
+        return Request(self.prompt.text, self.sources)
 
     @property
     def id(self) -> str:
@@ -151,10 +159,11 @@ def _draw(
     as_trained: bool,
 ) -> tuple[Conditioning, Trajectory]:
     ids = [i for group in groups for i in group.sample_ids()]
-    cond = features.conditioning([g.prompt.text for g in groups for _ in range(g.size)])
+    requests = [g.request for g in groups for _ in range(g.size)]
+    cond = features.conditioning(requests)
     negative = None
     if config.guidance_scale > 1:
-        negative = features.conditioning([EMPTY_PROMPT] * len(ids))
+        negative = features.conditioning([r.without_words(EMPTY_PROMPT) for r in requests])
     shape = policy.adapter.latent_shape(config.height, config.width)
     begins = [g.id for g in groups for _ in range(g.size)] if config.shared_noise else ids
     noise = seeded_noise_batch(seed, begins, [0] * len(ids), shape).to(features.device)

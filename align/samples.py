@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from align.checkpoint import atomic_folder, read_json
-from align.data.batches import EMPTY_PROMPT
+from align.config import ResolutionConfig
+from align.data.batches import EMPTY_PROMPT, with_negatives
 from align.data.features import FeatureEncoder
-from align.data.rows import iterate_prompts
+from align.data.rows import iterate_requests
 from align.engine import Engine
 from align.mmdit.adapters import ModelAdapter, image_to_uint8, load_adapter
 from align.mmdit.flow import seeded_noise_batch
@@ -47,13 +49,19 @@ class Samples:
         self.config = config
         self.engine = engine
         self.folder = folder / "samples"
-        self.cells = [
-            (prompt, index)
-            for prompt in iterate_prompts(config.prompts, config.splits)
-            for index in range(config.candidates)
-        ]
-        texts = {prompt.text for prompt, _ in self.cells}
-        self._features = encoder.encode([], [EMPTY_PROMPT, *sorted(texts)])
+        asked = list(iterate_requests(config.prompts, config.splits))
+        self.cells = [(p, index) for p, _ in asked for index in range(config.candidates)]
+        self._requests = {prompt.id: request for prompt, request in asked}
+        self._features = encoder.encode(
+            [],
+            with_negatives([r for _, r in asked], config.guidance_scale > 1),
+            ResolutionConfig(source_area=config.source_area),
+        )
+        if len({self._features.source_shapes(request) for _, request in asked}) > 1:
+            raise ValueError(
+                f"{config.prompts} mixes prompts with and without source images, or images of "
+                "several sizes; a batch of samples has one kind: keep one in samples.prompts"
+            )
         self._encoder = encoder
         self._decoder: ModelAdapter | None = None
         self._gold: Scorer | None = None
@@ -97,13 +105,14 @@ class Samples:
             [index for _, index in cells],
             adapter.latent_shape(config.height, config.width),
         )
-        negative = None
+        requests, negative = [self._requests[prompt.id] for prompt, _ in cells], None
         if config.guidance_scale > 1:
-            negative = self._features.conditioning([EMPTY_PROMPT] * len(cells))
+            empty = [request.without_words(EMPTY_PROMPT) for request in requests]
+            negative = self._features.conditioning(empty)
         latents = sample(
             adapter,
             policy.transformer,
-            self._features.conditioning([prompt.text for prompt, _ in cells]),
+            self._features.conditioning(requests),
             noise.to(device),
             config.num_steps,
             config.guidance_scale,
@@ -133,6 +142,8 @@ class Samples:
                 candidate = self._candidate(prompt, index, buffer.getvalue(), step, weights)
                 (folder / f"images/{candidate.image_sha256}.png").write_bytes(buffer.getvalue())
                 lines.append(candidate.model_dump_json() + "\n")
+            for source in {s for request in self._requests.values() for s in request.sources}:
+                shutil.copyfile(source.path, folder / f"images/{source.sha256}.png")
             prompts = dict.fromkeys(prompt.model_dump_json() + "\n" for prompt, _ in self.cells)
             (folder / "prompts.jsonl").write_text("".join(prompts), encoding="utf-8")
             (folder / "candidates.jsonl").write_text("".join(lines), encoding="utf-8")

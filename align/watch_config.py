@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from align.data_config import Fraction, NonNegative, Positive
+from align.data_config import Fraction, NonNegative, Positive, SourceConfig
 from annotate.records import Split
 from annotate.settings import Config
 from rewards.scorers.config import ScorerConfig
@@ -42,7 +42,7 @@ class DivergenceConfig(Config):
     """Steps of which the median is; before half as many there is no limit."""
 
 
-class SamplesConfig(Config):
+class SamplesConfig(SourceConfig):
     """Images of fixed prompts from fixed noise, drawn while a run trains, under ``samples/``."""
 
     prompts: Path

@@ -27,16 +27,15 @@ ROWS_AT_ONCE = 64
 def pair_rows(
     snapshot: Snapshot, pairs: Iterable[PreferencePair], image: Callable[[str], Any]
 ) -> Iterator[Row]:
-    """A row for each pair; ``image`` turns a candidate's id into what stands for it.
-
-    Where the prompt asks to edit a picture, ``source_image`` is that picture's SHA-256.
+    """A row for each pair; ``image`` turns a candidate's id, or the SHA-256 of the picture that a
+    prompt asks to edit, into what stands for it.
     """
     for pair in pairs:
         prompt = snapshot.prompt_of[pair.prompt_id]
         source = prompt.source_image
         yield {
             "prompt": prompt.text,
-            **({} if source is None else {"source_image": source}),
+            **({} if source is None else {"source_image": image(source)}),
             "chosen": image(pair.chosen_id),
             "rejected": image(pair.rejected_id),
             "weight": pair.weight,
@@ -198,8 +197,8 @@ EXPORTS: dict[str, Callable[[Snapshot, list[PreferencePair], Path], int]] = {
 
 def _relative(snapshot: Snapshot, path: Path) -> Callable[[str], str]:
     @cache
-    def name(candidate_id: str) -> str:
-        candidate = snapshot.candidate_of[candidate_id]
+    def name(image: str) -> str:
+        candidate = snapshot.candidate_of.get(image, image)
         # Who reads the file has no digests to check the images by.
         snapshot.read_image(candidate)
         return Path(os.path.relpath(snapshot.image_path(candidate), path.parent)).as_posix()
@@ -207,8 +206,8 @@ def _relative(snapshot: Snapshot, path: Path) -> Callable[[str], str]:
     return name
 
 
-def _bytes(snapshot: Snapshot, candidate_id: str) -> bytes:
-    return snapshot.read_image(snapshot.candidate_of[candidate_id])
+def _bytes(snapshot: Snapshot, image: str) -> bytes:
+    return snapshot.read_image(snapshot.candidate_of.get(image, image))
 
 
 def _write_parquet(path: Path, schema: pyarrow.Schema, rows: Iterable[Row]) -> int:

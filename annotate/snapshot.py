@@ -158,8 +158,8 @@ class Snapshot:
             "its images, or name their place when loading it"
         )
 
-    def read_image(self, candidate: Candidate) -> bytes:
-        """The PNG file of a candidate.
+    def read_image(self, candidate: Candidate | str) -> bytes:
+        """The PNG file of a candidate, or of a source image's SHA-256.
 
         Raises:
             FileNotFoundError: as `image_path`.
@@ -167,7 +167,10 @@ class Snapshot:
         """
         path = self.image_path(candidate)
         data = path.read_bytes()
-        _check_image(path, candidate.image_sha256, f"candidate {candidate.id!r}", data)
+        if isinstance(candidate, str):
+            _check_image(path, candidate, "a source image", data)
+        else:
+            _check_image(path, candidate.image_sha256, f"candidate {candidate.id!r}", data)
         return data
 
     def verify_images(self) -> None:

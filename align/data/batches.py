@@ -16,7 +16,7 @@ from align.data.draws import Draws
 from align.data.features import Features
 from align.data.images import ImageFile, MarkedRegion
 from align.data.order import Position
-from align.data.rows import CaptionedImage, ImageList, ImagePair
+from align.data.rows import CaptionedImage, ImageList, ImagePair, Request
 from align.mmdit.adapters import Conditioning
 from align.mmdit.flow import interpolate, seeded_noise, seeded_uniform
 from align.objectives.diffusion_dpo import (
@@ -35,7 +35,14 @@ from align.objectives.listwise import (
 from align.objectives.sft import SFTBatch
 from align.policy import Policy
 
-__all__ = ["EMPTY_PROMPT", "ImageBatches", "ListBatches", "PairBatches", "PreferenceBatches"]
+__all__ = [
+    "EMPTY_PROMPT",
+    "ImageBatches",
+    "ListBatches",
+    "PairBatches",
+    "PreferenceBatches",
+    "with_negatives",
+]
 
 S = TypeVar("S", ImagePair, ImageList)
 B = TypeVar("B", PairBatch, ListBatch)
@@ -44,11 +51,18 @@ EMPTY_PROMPT = " "
 """What stands for no caption, as in the pipeline's own negative prompt."""
 
 
+def with_negatives(requests: Sequence[Request], wanted: bool) -> list[Request]:
+    """Also those without words; the one without source images is always there."""
+    empty = [request.without_words(EMPTY_PROMPT) for request in requests if wanted]
+    return [Request(EMPTY_PROMPT), *empty, *requests]
+
+
 class ImageBatches:
     """Batches of captioned images.
 
     Args:
-        caption_dropout: part of the samples that get `EMPTY_PROMPT`, drawn anew each epoch.
+        caption_dropout: part of the samples that get `EMPTY_PROMPT`, drawn anew each epoch; they
+            keep their source images, as the pipelines' negative prompt does.
         num_draws: if given, the samples have so many fixed draws: batches are made by `at`.
     """
 
@@ -75,12 +89,14 @@ class ImageBatches:
         epochs = [position.epoch for position in positions]
         samples = [self.samples[position.item] for position in positions]
         ids = [sample.id for sample in samples]
-        prompts = [
-            EMPTY_PROMPT if self._is_dropped(sample.id, epoch) else sample.prompt
+        requests = [
+            sample.request.without_words(EMPTY_PROMPT)
+            if self._is_dropped(sample.id, epoch)
+            else sample.request
             for sample, epoch in zip(samples, epochs, strict=True)
         ]
         sigma = self.draws.sigma(ids, epochs)
-        return self._batch(samples, prompts, self.draws.noise(ids, epochs), sigma)
+        return self._batch(samples, requests, self.draws.noise(ids, epochs), sigma)
 
     def at(self, places: Sequence[int]) -> SFTBatch:
         """A validation batch; place ``num_draws * i + k`` is draw k of sample i."""
@@ -88,8 +104,8 @@ class ImageBatches:
         draws = [place % self.num_draws for place in places]
         ids = [f"validation/{sample.id}" for sample in samples]
         sigma = self.draws.spread_sigma(ids, draws, self.num_draws)
-        prompts = [sample.prompt for sample in samples]
-        return self._batch(samples, prompts, self.draws.noise(ids, draws), sigma)
+        requests = [sample.request for sample in samples]
+        return self._batch(samples, requests, self.draws.noise(ids, draws), sigma)
 
     def _is_dropped(self, sample_id: str, epoch: int) -> bool:
         if not self.caption_dropout:
@@ -100,14 +116,14 @@ class ImageBatches:
     def _batch(
         self,
         samples: Sequence[CaptionedImage],
-        prompts: Sequence[str],
+        requests: Sequence[Request],
         noise: Tensor,
         sigma: Tensor,
     ) -> SFTBatch:
         device = self.features.device
         return SFTBatch(
             latents=self.features.latents([sample.image for sample in samples]),
-            cond=self.features.conditioning(prompts),
+            cond=self.features.conditioning(requests),
             noise=noise.to(device),
             sigma=sigma.to(device),
         )
@@ -250,7 +266,7 @@ class PairBatches(PreferenceBatches[ImagePair, PairBatch]):
         return PairBatch(
             chosen=self.features.latents([pair.chosen for pair in pairs]),
             rejected=self.features.latents([pair.rejected for pair in pairs]),
-            cond=self.features.conditioning([pair.prompt for pair in pairs]),
+            cond=self.features.conditioning([pair.request for pair in pairs]),
             noise=noise.to(device),
             sigma=self._sigma(ids, draws).to(device),
             reference_errors=self._reference(indices, draws),
@@ -332,7 +348,7 @@ class ListBatches(PreferenceBatches[ImageList, ListBatch]):
         return ListBatch(
             latents=self.features.latents([image for s in samples for image in s.images]),
             mask=(torch.arange(self.length) < counts[:, None]).to(device),
-            cond=self.features.conditioning([sample.prompt for sample in samples]),
+            cond=self.features.conditioning([sample.request for sample in samples]),
             noise=self.draws.noise(ids, draws).to(device),
             sigma=self._sigma(ids, draws).to(device),
             complete=flags([sample.is_complete for sample in samples]),

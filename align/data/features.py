@@ -1,16 +1,17 @@
 """Latents and prompt embeddings, encoded once and kept by content.
 
 A key names everything that an encoding depends on: the image's bytes and size, or the prompt's
-words, and the files of the encoder. With all of them in the cache neither the autoencoder nor the
-text encoder is loaded at all, and while a policy trains they are never in memory.
+words and the images they refer to, and the files of the encoder. With all of them in the cache
+neither the autoencoder nor the text encoder is loaded at all, and while a policy trains they are
+never in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from align.checkpoint import write_error
 from align.config import ResolutionConfig
 from align.data.images import ImageFile, load_images
+from align.data.rows import Request
 from align.engine import Engine
 from align.mmdit.adapters import Conditioning, load_adapter
 
@@ -90,24 +92,35 @@ class Features:
     cache: TensorCache
     image_keys: dict[str, str]
     """SHA-256 of the image file -> key."""
-    prompt_keys: dict[str, str]
-    """Words -> key."""
+    prompt_keys: dict[tuple[str, ...], str]
+    """`Request.identity` -> key."""
     device: torch.device
+    source_keys: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the file of a source image -> key."""
 
     def latents(self, images: Sequence[ImageFile]) -> Tensor:
         """``(B, C, h, w)`` float32 on the device."""
         rows = [self.cache[self.image_keys[image.sha256]] for image in images]
         return torch.stack(rows).to(self.device, non_blocking=True)
 
-    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """Padded to the longest of ``prompts``; no mask when all are equally long."""
-        rows = [self.cache[self.prompt_keys[prompt]] for prompt in prompts]
+    def source_shapes(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """``(C, h, w)`` of the latents of each source image; requests of one batch share them."""
+        return tuple(tuple(self._source(source).shape) for source in request.sources)
+
+    def conditioning(self, requests: Sequence[Request]) -> Conditioning:
+        """Padded to the longest of ``requests``; no mask when all are equally long."""
+        rows = [self.cache[self.prompt_keys[request.identity]] for request in requests]
         lengths = [len(row) for row in rows]
         embeds = pad_sequence(rows, batch_first=True)
         mask = None
         if min(lengths) < max(lengths):
             mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        return Conditioning(embeds, mask).to(self.device)
+        sources = zip(*(request.sources for request in requests), strict=True)
+        latents = tuple(torch.stack([self._source(image) for image in row]) for row in sources)
+        return Conditioning(embeds, mask, latents).to(self.device)
+
+    def _source(self, image: ImageFile) -> Tensor:
+        return self.cache[self.source_keys[image.sha256]]
 
 
 class FeatureEncoder:
@@ -132,28 +145,34 @@ class FeatureEncoder:
     def encode(
         self,
         images: Sequence[ImageFile],
-        prompts: Sequence[str],
+        requests: Sequence[Request],
         resolution: ResolutionConfig | None = None,
     ) -> Features:
         """Encode what the cache lacks; the encoders are loaded only if something is.
 
         Raises:
-            ValueError: an image is damaged, or sizes differ; names the files.
+            ValueError: an image is damaged, sizes differ, or the model takes no source images;
+                names the files.
             OSError: the cache cannot be written; names the file.
         """
         resolution = resolution or ResolutionConfig()
+        self._check_sources(requests)
+        asked = {request.identity: request for request in requests}
         image_keys = self._image_keys(images, resolution)
-        prompt_keys = self._prompt_keys(prompts)
+        prompt_keys = self._prompt_keys(asked, resolution.source_area)
         unique = list({image.sha256: image for image in images}.values())
+        sources = list({s.sha256: s for r in asked.values() for s in r.sources}.values())
+        source_keys = self._source_keys(sources, resolution.source_area)
         # Shared out before looking into the cache, which other processes fill meanwhile.
         lacking = [i for i in self._share(unique) if image_keys[i.sha256] not in self.cache]
-        if lacking:
-            self._encode_images(lacking, image_keys, resolution)
+        unseen = [s for s in self._share(sources) if source_keys[s.sha256] not in self.cache]
+        if lacking or unseen:
+            self._encode_images(lacking, image_keys, unseen, source_keys, resolution)
         unknown = [p for p in self._share(list(prompt_keys)) if prompt_keys[p] not in self.cache]
         if unknown:
-            self._encode_prompts(unknown, prompt_keys)
+            self._encode_prompts([asked[p] for p in unknown], prompt_keys, resolution.source_area)
         self.engine.barrier()
-        features = Features(self.cache, image_keys, prompt_keys, self.engine.device)
+        features = Features(self.cache, image_keys, prompt_keys, self.engine.device, source_keys)
         _check_sizes(unique, features)
         return features
 
@@ -169,12 +188,34 @@ class FeatureEncoder:
         part = f"latents/{self._part_sha256('vae')}/{self.dtype}/{size}"
         return {image.sha256: _key(part, image.sha256) for image in images}
 
-    def _prompt_keys(self, prompts: Sequence[str]) -> dict[str, str]:
-        if not prompts:
+    def _source_keys(self, sources: Sequence[ImageFile], area: int) -> dict[str, str]:
+        if not sources:
             return {}
-        encoder = self._part_sha256("text_encoder") + self._part_sha256("tokenizer")
-        part = f"prompt/{encoder}/{self.dtype}"
-        return {text: _key(part, text) for text in prompts}
+        part = f"source/{self._part_sha256('vae')}/{self.dtype}/{area}"
+        return {source.sha256: _key(part, source.sha256) for source in sources}
+
+    def _prompt_keys(
+        self, asked: Mapping[tuple[str, ...], Request], area: int
+    ) -> dict[tuple[str, ...], str]:
+        if not asked:
+            return {}
+        encoder = "".join(self._part_sha256(part) for part in self.bare.text_parts)
+        part, seen = f"prompt/{encoder}/{self.dtype}", f"{type(self.bare).__name__}/{area}"
+        return {
+            identity: _key(part, "\0".join([*identity, *([seen] if request.sources else [])]))
+            for identity, request in asked.items()
+        }
+
+    def _check_sources(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            try:
+                self.bare.check_sources(len(request.sources))
+            except ValueError as error:
+                files = ", ".join(str(source.path) for source in request.sources)
+                raise ValueError(
+                    f"the prompt {request.prompt!r} comes with {files}, but {self.model} cannot "
+                    f"take that: {error}"
+                ) from error
 
     def _part_sha256(self, part: str) -> str:
         folder = self.bare.folder
@@ -189,7 +230,12 @@ class FeatureEncoder:
 
     @torch.no_grad()
     def _encode_images(
-        self, images: list[ImageFile], keys: dict[str, str], resolution: ResolutionConfig
+        self,
+        images: list[ImageFile],
+        image_keys: dict[str, str],
+        sources: list[ImageFile],
+        source_keys: dict[str, str],
+        resolution: ResolutionConfig,
     ) -> None:
         adapter = load_adapter(
             self.model, dtype=self.dtype, device=self.engine.device, parts=("vae",)
@@ -198,20 +244,26 @@ class FeatureEncoder:
             batch = images[start : start + IMAGE_BATCH]
             latents = adapter.encode_images(load_images(batch, resolution)).float().cpu()
             for image, row in zip(batch, latents, strict=True):
-                self.cache.put(keys[image.sha256], row.clone())
+                self.cache.put(image_keys[image.sha256], row.clone())
+        for source in sources:
+            row = adapter.encode_source(source.picture(), resolution.source_area)
+            self.cache.put(source_keys[source.sha256], row.float().cpu())
 
     @torch.no_grad()
-    def _encode_prompts(self, prompts: list[str], keys: dict[str, str]) -> None:
+    def _encode_prompts(
+        self, requests: list[Request], keys: dict[tuple[str, ...], str], area: int
+    ) -> None:
         adapter = load_adapter(
             self.model, dtype=self.dtype, device=self.engine.device, parts=("text_encoder",)
         )
-        for start in range(0, len(prompts), PROMPT_BATCH):
-            batch = prompts[start : start + PROMPT_BATCH]
-            cond = adapter.encode_prompts(batch).to("cpu")
-            for i, text in enumerate(batch):
+        for start in range(0, len(requests), PROMPT_BATCH):
+            batch = requests[start : start + PROMPT_BATCH]
+            pictures = [[source.picture() for source in request.sources] for request in batch]
+            cond = adapter.encode_prompts([r.prompt for r in batch], pictures, area).to("cpu")
+            for i, request in enumerate(batch):
                 row = cond.prompt_embeds[i]
                 real = row if cond.mask is None else row[cond.mask[i]]
-                self.cache.put(keys[text], real.clone())
+                self.cache.put(keys[request.identity], real.clone())
 
 
 def _key(part: str, content: str) -> str:

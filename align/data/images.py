@@ -61,19 +61,28 @@ class ImageFile:
             raise ValueError(f"the image {self.path} cannot be read: {error}") from error
         return (width, height) if turned else (height, width)
 
-    def load(self, resolution: ResolutionConfig) -> Tensor:
-        """``(3, H, W)`` float32 in [-1, 1].
+    def require_png(self) -> None:
+        """Raises `ValueError` for another kind of file: a store knows source images as PNG."""
+        with self.path.open("rb") as file:
+            if file.read(8) != b"\x89PNG\r\n\x1a\n":
+                raise ValueError(f"{self.path} is no PNG file; save it as PNG")
+
+    def picture(self) -> Image.Image:
+        """Upright, in RGB.
 
         Raises:
             ValueError: the file is not a whole image; names it.
         """
         try:
             with Image.open(self.path) as image:
-                pixels = as_rgb(ImageOps.exif_transpose(image))
+                return as_rgb(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow reports a damaged PNG chunk as SyntaxError.
             raise ValueError(f"the image {self.path} cannot be read: {error}") from error
-        return _to_tensor(pixels, resolution)
+
+    def load(self, resolution: ResolutionConfig) -> Tensor:
+        """``(3, H, W)`` float32 in [-1, 1]; raises as `picture`."""
+        return _to_tensor(self.picture(), resolution)
 
 
 @dataclass(frozen=True)

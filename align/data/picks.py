@@ -17,6 +17,7 @@ from align.data.rows import (
     ImageList,
     ImagePair,
     Number,
+    Request,
     Row,
     Rows,
     digest,
@@ -73,11 +74,22 @@ class _SnapshotImages(dict[str, ImageFile]):
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()
         self.snapshot = snapshot
+        self._sources: dict[str, ImageFile] = {}
 
     def __missing__(self, candidate_id: str) -> ImageFile:
         candidate = self.snapshot.candidate_of[candidate_id]
         file = ImageFile(self.snapshot.image_path(candidate), candidate.image_sha256)
         return self.setdefault(candidate_id, file)
+
+    def sources(self, prompt_id: str) -> tuple[ImageFile, ...]:
+        """What the prompt asks to edit."""
+        sha256 = self.snapshot.prompt_of[prompt_id].source_image
+        if sha256 is None:
+            return ()
+        return (self._sources.setdefault(sha256, self._file(sha256)),)
+
+    def _file(self, sha256: str) -> ImageFile:
+        return ImageFile(self.snapshot.image_path(sha256), sha256)
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -101,8 +113,9 @@ def read_pairs(config: PairsConfig, fraction: float, ties: bool = False) -> Rows
     def sample(row: _PairRow) -> ImagePair:
         files = [ImageFile(folder / name) for name in (row.chosen, row.rejected)]
         chosen, rejected = _different(files)
+        request = Request(row.prompt, row.sources(folder))
         return ImagePair(
-            sample_id(row.prompt, chosen.sha256, rejected.sha256),
+            sample_id(row.prompt, chosen.sha256, rejected.sha256, *request.identity[1:]),
             row.prompt,
             chosen,
             rejected,
@@ -112,6 +125,7 @@ def read_pairs(config: PairsConfig, fraction: float, ties: bool = False) -> Rows
             row.tie,
             None if row.region is None else ImageFile(folder / row.region),
             row.noise_keys,
+            request.sources,
         )
 
     rows = _read_rows(config, _PairRow, sample, fraction, "pairs")
@@ -182,6 +196,7 @@ def _pair(
         annotator,
         is_tie=is_tie,
         noise_keys=(keys[0], keys[1]) if all(keys) else None,
+        sources=images.sources(prompt_id),
     )
 
 
@@ -226,8 +241,11 @@ def read_lists(config: PairsConfig, fraction: float) -> Rows[ImageList]:
         def sample(row: _ListRow) -> ImageList:
             files = [ImageFile(folder / name) for name in row.images]
             images = tuple(_different(files))
-            identity = sample_id(row.prompt, *(image.sha256 for image in images))
-            return ImageList(identity, row.prompt, images, row.weight, row.annotator, True)
+            sources = row.sources(folder)
+            identity = sample_id(row.prompt, *(file.sha256 for file in (*images, *sources)))
+            return ImageList(
+                identity, row.prompt, images, row.weight, row.annotator, True, sources=sources
+            )
 
         return _read_rows(config, _ListRow, sample, fraction, "lists")
     snapshot = load_snapshot(config.path, images=config.images)
@@ -257,10 +275,13 @@ def read_thumbs(config: PairsConfig, fraction: float) -> Rows[ImageList]:
 
         def sample(row: _ThumbRow) -> ImageList:
             image = ImageFile(folder / row.image)
-            identity = sample_id(row.prompt, image.sha256, str(row.desirable))
+            request = Request(row.prompt, row.sources(folder))
+            identity = sample_id(
+                row.prompt, image.sha256, str(row.desirable), *request.identity[1:]
+            )
             return ImageList(
                 identity, row.prompt, (image,), row.weight, row.annotator,
-                is_desirable=row.desirable,
+                is_desirable=row.desirable, sources=request.sources,
             )  # fmt: skip
 
         return _read_rows(config, _ThumbRow, sample, fraction, "images")
@@ -308,6 +329,7 @@ def _list(
         pick.annotator,
         is_equal=is_equal,
         is_desirable=is_desirable,
+        sources=images.sources(snapshot.task_of[pick.task_id].prompt_id),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +23,12 @@ __all__ = [
     "ImageList",
     "ImagePair",
     "Number",
+    "Request",
     "Row",
     "Rows",
     "digest",
     "iterate_prompts",
+    "iterate_requests",
     "read_captioned_images",
     "read_jsonl",
     "sample_id",
@@ -37,16 +40,38 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
+class Request:
+    """What a model is asked: words, and the images to which they refer."""
+
+    prompt: str
+    sources: tuple[ImageFile, ...] = ()
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The words, then the digest of each source image."""
+        return (self.prompt, *(source.sha256 for source in self.sources))
+
+    def without_words(self, words: str) -> Request:
+        """The same images under other ``words``, for guidance."""
+        return Request(words, self.sources)
+
+
+@dataclass(frozen=True)
 class CaptionedImage:
     """One sample of SFT."""
 
     id: str
     prompt: str
     image: ImageFile
+    sources: tuple[ImageFile, ...] = ()
 
     @property
-    def files(self) -> tuple[ImageFile]:
-        return (self.image,)
+    def request(self) -> Request:
+        return Request(self.prompt, self.sources)
+
+    @property
+    def files(self) -> tuple[ImageFile, ...]:
+        return (self.image, *self.sources)
 
 
 @dataclass(frozen=True)
@@ -67,6 +92,11 @@ class ImagePair:
     """Greyscale: where the images are compared, white counts in full; None: everywhere."""
     noise_keys: tuple[str, str] | None = None
     """``seed/name/draw`` of the noises that chosen and rejected were generated from."""
+    sources: tuple[ImageFile, ...] = ()
+
+    @property
+    def request(self) -> Request:
+        return Request(self.prompt, self.sources)
 
     @property
     def images(self) -> tuple[ImageFile, ImageFile]:
@@ -74,8 +104,9 @@ class ImagePair:
 
     @property
     def files(self) -> tuple[ImageFile | MarkedRegion, ...]:
-        """The images, and the region if there is one."""
-        return self.images if self.region is None else (*self.images, self.region)
+        """The images, the region if there is one, and the source images."""
+        region = () if self.region is None else (self.region,)
+        return (*self.images, *region, *self.sources)
 
 
 @dataclass(frozen=True)
@@ -94,10 +125,15 @@ class ImageList:
     """No image was preferred."""
     is_desirable: bool = True
     """Of a single image: a thumb up."""
+    sources: tuple[ImageFile, ...] = ()
+
+    @property
+    def request(self) -> Request:
+        return Request(self.prompt, self.sources)
 
     @property
     def files(self) -> tuple[ImageFile, ...]:
-        return self.images
+        return (*self.images, *self.sources)
 
 
 @dataclass(frozen=True)
@@ -134,7 +170,23 @@ class Row(BaseModel):
 
     prompt: str
     split: Split | None = None
+    source_image: FileName | None = None
+    reference_images: tuple[FileName, ...] = ()
     _line: int = PrivateAttr(default=0)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """What the prompt refers to: the image to edit, then the references."""
+        edited = () if self.source_image is None else (self.source_image,)
+        return (*edited, *self.reference_images)
+
+    def sources(self, folder: Path) -> tuple[ImageFile, ...]:
+        return tuple(ImageFile(folder / name) for name in self.source_names)
+
+    @property
+    def held_out_with(self) -> str:
+        """Rows of one such key are held out together. One instruction may edit many images."""
+        return "\0".join([self.prompt, *self.source_names])
 
 
 class _ImageRow(Row):
@@ -173,20 +225,36 @@ def read_captioned_images(config: SFTDataConfig, fraction: float) -> Rows[Captio
     folder = config.path.parent
 
     def sample(row: _ImageRow) -> CaptionedImage:
-        image = ImageFile(folder / row.image)
-        prompt = row.instruction
-        return CaptionedImage(sample_id(prompt, image.sha256), prompt, image)
+        image, request = (
+            ImageFile(folder / row.image),
+            Request(row.instruction, row.sources(folder)),
+        )
+        identity = sample_id(request.prompt, image.sha256, *request.identity[1:])
+        return CaptionedImage(identity, request.prompt, image, request.sources)
 
     return split_rows(good, sample, fraction, {"path": str(config.path), **digest(config.path)})
 
 
 def iterate_prompts(path: Path, splits: Sequence[Split] = tuple(Split)) -> Iterator[Prompt]:
+    """The prompts of `iterate_requests` alone."""
+    return (prompt for prompt, _ in iterate_requests(path, splits))
+
+
+class _PromptLine(Prompt):
+    source_image: FileName | None = None
+
+
+def iterate_requests(
+    path: Path, splits: Sequence[Split] = tuple(Split)
+) -> Iterator[tuple[Prompt, Request]]:
     """Prompts of a text file (one a line), a JSONL file of `Prompt`, or a snapshot folder.
 
-    A line of text gets the digest of its words as id. The file is read as it is iterated.
+    A line of text gets the digest of its words as id. A source image is named by its SHA-256, and
+    lies in ``images/`` beside the file, or by its path from there. The file is read as it is
+    iterated.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or no source image; names it.
         ValueError: the file is of another kind, a line is not a prompt, an id stands twice, or
             there is no prompt of ``splits``; names the file.
     """
@@ -199,12 +267,12 @@ def iterate_prompts(path: Path, splits: Sequence[Split] = tuple(Split)) -> Itera
             f"prompts come from .txt (one a line), .jsonl (id and text) and snapshots, got {file}"
         )
     seen: dict[str, Split] = {}
-    for prompt in read_jsonl(file, Prompt) if file.suffix == ".jsonl" else _read_lines(file):
+    for prompt in read_jsonl(file, _PromptLine) if file.suffix == ".jsonl" else _read_lines(file):
         if prompt.id in seen:
             raise ValueError(f"{file}: the prompt id {prompt.id!r} stands twice")
         seen[prompt.id] = prompt.split
         if prompt.split in splits:
-            yield prompt
+            yield _with_source(prompt, file.parent)
     if not seen:
         raise ValueError(f"{file} has no prompts")
     if not set(seen.values()) & set(splits):
@@ -212,6 +280,20 @@ def iterate_prompts(path: Path, splits: Sequence[Split] = tuple(Split)) -> Itera
             f"{file} has no prompts of the splits {', '.join(splits) or '(none)'}; it has some of "
             f"{', '.join(sorted(set(seen.values())))}"
         )
+
+
+def _with_source(line: Prompt, folder: Path) -> tuple[Prompt, Request]:
+    name = line.source_image
+    if name is None:
+        return Prompt.model_validate(line.model_dump()), Request(line.text)
+    known = re.fullmatch("[0-9a-f]{64}", name)
+    file = ImageFile(folder / "images" / f"{name}.png", name) if known else ImageFile(folder / name)
+    try:
+        prompt = Prompt.model_validate(line.model_dump() | {"source_image": file.sha256})
+        file.require_png()
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"the source image of prompt {line.id!r}: {error}") from error
+    return prompt, Request(line.text, (file,))
 
 
 def _read_lines(path: Path) -> Iterator[Prompt]:
@@ -271,17 +353,17 @@ def split_rows(
 ) -> Rows[S]:
     """Rows that name a split follow it; of the other prompts a part, chosen by hash, is held out.
 
-    Whole prompts are held out: the same words never stand on both sides.
+    Whole prompts are held out: the same words, about the same images, never stand on both sides.
 
     Args:
         sample: makes a sample of a row; what it raises is told with the row's line.
     """
-    unsplit = {row.prompt for row in rows if row.split is None}
+    unsplit = {row.held_out_with for row in rows if row.split is None}
     ranked = sorted(unsplit, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
     held_out = set(ranked[: math.ceil(fraction * len(ranked))] if len(ranked) > 1 else ())
     parts: dict[Split, list[S]] = {split: [] for split in Split}
     for row in rows:
-        split = row.split or (Split.VALIDATION if row.prompt in held_out else Split.TRAIN)
+        split = row.split or (Split.VALIDATION if row.held_out_with in held_out else Split.TRAIN)
         try:
             parts[split].append(sample(row))
         except (FileNotFoundError, ValueError) as error:

@@ -26,11 +26,11 @@ def merge_votes(pairs: Sequence[ImagePair]) -> list[ImagePair]:
     Raises:
         ValueError: no two votes are on the same pair, so that agreement cannot be told.
     """
-    votes: dict[tuple[str, str, str], list[ImagePair]] = defaultdict(list)
+    votes: dict[tuple[str, ...], list[ImagePair]] = defaultdict(list)
     for pair in pairs:
         if not pair.is_tie:
             first, second = sorted((pair.chosen.sha256, pair.rejected.sha256))
-            votes[pair.prompt, first, second].append(pair)
+            votes[*pair.request.identity, first, second].append(pair)
     flipped = _flip_rate(votes.values())
     merged = [pair for pair in pairs if pair.is_tie]
     for looks in votes.values():

@@ -41,6 +41,14 @@ def untrained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def edit_folder(untrained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An editing pipeline of the untrained one's parts."""
+    from align.tiny_edit import build_edit_pipeline
+
+    return build_edit_pipeline(untrained_folder, tmp_path_factory.mktemp("edit") / "pipeline")
+
+
+@pytest.fixture(scope="session")
 def adapter(tiny_folder: Path) -> QwenImageAdapter:
     """The pipeline in float32; shared, so tests train copies of its transformer."""
     return QwenImageAdapter.from_pretrained(tiny_folder)

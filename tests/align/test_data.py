@@ -20,7 +20,7 @@ from align.data.features import FeatureEncoder
 from align.data.images import ImageFile
 from align.data.order import step_positions
 from align.data.picks import read_pairs
-from align.data.rows import iterate_prompts, read_captioned_images
+from align.data.rows import Request, iterate_prompts, read_captioned_images
 from align.engine import Engine, make_accelerator
 from annotate.records import Split
 
@@ -238,15 +238,16 @@ def test_cached_features_are_those_of_the_encoders_and_are_encoded_once(
     images = [ImageFile(data / f"images/{i}.png") for i in (0, 1, 0)]
     prompts = [CAPTIONS[0], "red", CAPTIONS[1]]
     resolution = SFTDataConfig(path=data / "sft.jsonl", height=32, width=32)
-    features = encoder().encode(images, prompts, resolution)
+    requests = [Request(prompt) for prompt in prompts]
+    features = encoder().encode(images, requests, resolution)
     with torch.no_grad():
         latents = adapter.encode_images(torch.stack([i.load(resolution) for i in images]))
         cond = adapter.encode_prompts(prompts)
     torch.testing.assert_close(features.latents(images), latents, atol=1e-5, rtol=0)
-    found = features.conditioning(prompts)
+    found = features.conditioning(requests)
     torch.testing.assert_close(found.mask, cond.mask)
     torch.testing.assert_close(found.prompt_embeds, cond.prompt_embeds, atol=1e-5, rtol=0)
-    assert features.conditioning(["red", "red"]).mask is None
+    assert features.conditioning([requests[1]] * 2).mask is None
 
     def fail(*args):
         raise AssertionError("an encoder was loaded though everything is in the cache")
@@ -254,7 +255,7 @@ def test_cached_features_are_those_of_the_encoders_and_are_encoded_once(
     again = encoder()
     monkeypatch.setattr(FeatureEncoder, "_encode_images", fail)
     monkeypatch.setattr(FeatureEncoder, "_encode_prompts", fail)
-    assert torch.equal(again.encode(images, prompts, resolution).latents(images), latents)
+    assert torch.equal(again.encode(images, requests, resolution).latents(images), latents)
 
 
 def test_a_corrupt_image_and_a_truncated_one_are_named(data, encoder, tmp_path):

@@ -42,7 +42,7 @@ def test_a_source_picture_goes_with_its_prompt_into_the_snapshot_and_out(store, 
     loaded.verify_images()
     export_jsonl(snapshot, snapshot.pairs(), tmp_path / "pairs.jsonl")
     (row,) = map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines())
-    assert row["source_image"] == EDIT.source_image
+    assert (tmp_path / row["source_image"]).read_bytes() == SOURCE
 
     loaded.image_path(EDIT.source_image).write_bytes(png(501))
     with pytest.raises(SnapshotError, match="of prompt 'edit' is damaged"):
