@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 
+from benchmarks.edit_bars import EDIT
 from benchmarks.formulas import (
     Bar,
     Formula,
@@ -331,5 +332,6 @@ STORE = (
 
 BARS: dict[str, Bar] = {
     bar.name: bar
-    for bar in (*APP, *CIRCLE, *TINY, *CLI, *CPU, *TEXT, *REWARDS, *STORE, *HOPPER, *ALIGN)
+    for area in (APP, CIRCLE, TINY, CLI, CPU, TEXT, REWARDS, STORE, HOPPER, ALIGN, EDIT)
+    for bar in area
 }

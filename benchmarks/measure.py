@@ -143,6 +143,16 @@ def measure_objectives(args: argparse.Namespace) -> None:
     record(bars, raw, "python -m benchmarks.measure objectives")
 
 
+def measure_edit(args: argparse.Namespace) -> None:
+    """Held-out edits by the model that `configs/tiny/sft_edit.yaml` trains."""
+    from benchmarks.edit import FOLDER, by_kind, measure_edits
+
+    raw = measure_edits(FOLDER / "sft/final", FOLDER / "benchmark")
+    print(f"met by kind: {by_kind(raw['edits'])}", flush=True)
+    bars = [name for name, bar in BARS.items() if bar.area == "edit"]
+    record(bars, raw, "python -m benchmarks.measure edit")
+
+
 QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
     "cli": measure_cli,
     "tiny": measure_tiny,
@@ -151,6 +161,7 @@ QUICK: dict[str, Callable[[argparse.Namespace], None]] = {
 SLOW: dict[str, Callable[[argparse.Namespace], None]] = {
     "app": measure_app,
     "circle": measure_circle,
+    "edit": measure_edit,
     "hacking": measure_hacking,
     "objectives": measure_objectives,
     "rewards": measure_rewards,
