@@ -10,8 +10,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
 from torch import Tensor
 
 from align.ledger import ModelShape, Tokens
-from align.mmdit.adapters.qwen_image import pack
 from align.mmdit.blocks import BlockSettings
+from align.mmdit.tokens import pack
 from align.objectives.diffusion_dpo import DiffusionDPO, PairBatch, pair_errors
 from align.optim import ReducedOptimizer, make_optimizer
 from align.optim_config import OptimizerConfig
