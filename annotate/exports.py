@@ -49,7 +49,7 @@ def pair_rows(
 def export_jsonl(snapshot: Snapshot, pairs: list[PreferencePair], path: Path) -> int:
     """One pair a line, images as paths relative to the file: what ``winsome dpo`` reads."""
     lines = [json_line(row) + "\n" for row in pair_rows(snapshot, pairs, _relative(snapshot, path))]
-    _replace(path, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
+    replace_file(path, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
     return len(lines)
 
 
@@ -181,7 +181,7 @@ def export_hpdv3(snapshot: Snapshot, pairs: list[PreferencePair], path: Path) ->
             }
         )
     text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return len(rows)
 
 
@@ -230,12 +230,12 @@ def _write_parquet(path: Path, schema: pyarrow.Schema, rows: Iterable[Row]) -> i
             if batch:
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
 
-    _replace(path, write)
+    replace_file(path, write)
     return count
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Readers see the whole file or none."""
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file, and the folders that it lies in: readers see the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:

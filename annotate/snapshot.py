@@ -336,6 +336,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
         raise SnapshotError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise SnapshotError(f"{path} must hold an object, got {type(manifest).__name__}")
     missing = {"format", "digest", "files", "spec"} - manifest.keys()
     if missing:
         raise SnapshotError(f"{path} lacks {', '.join(sorted(missing))}")

@@ -106,6 +106,7 @@ def _pairs_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> None:
+    from annotate.exports import replace_file
     from annotate.snapshot import json_line, load_snapshot
 
     snapshot = load_snapshot(args.folder, images=args.images)
@@ -114,10 +115,8 @@ def _pairs(args: argparse.Namespace) -> None:
     if args.output is None:
         sys.stdout.writelines(lines)
         return
-    partial = args.output.with_name(f"{args.output.name}.partial")
     with writing(args.output):
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(args.output)
+        replace_file(args.output, lambda partial: partial.write_text("".join(lines), "utf-8"))
     print(f"{len(lines)} lines in {args.output}")
 
 

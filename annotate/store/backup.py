@@ -202,6 +202,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
         raise StoreError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise StoreError(f"{path} must hold an object, got {type(manifest).__name__}")
     missing = {"format", "revision", "rows", "files", "audit_heads", "created_at"} - {*manifest}
     if missing:
         raise StoreError(f"{path} lacks {', '.join(sorted(missing))}")

@@ -93,6 +93,9 @@ def test_a_backup_that_lost_an_image_restores_nothing(make_place, tmp_path, monk
     manifest.write_text(manifest.read_text()[:-9])
     with pytest.raises(StoreError, match=r"backup\.json is not valid JSON"):
         read_backup(tmp_path / "backup")
+    manifest.write_text("null")
+    with pytest.raises(StoreError, match=r"backup\.json must hold an object, got NoneType"):
+        read_backup(tmp_path / "backup")
 
 
 def test_accounts_and_policy_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -184,6 +184,12 @@ def test_a_change_is_noticed(snapshot, file, old, new, message):
         load_snapshot(snapshot.folder)
 
 
+def test_a_manifest_that_is_no_object_is_named(snapshot):
+    (snapshot.folder / "snapshot.json").write_text("[]")
+    with pytest.raises(SnapshotError, match=r"snapshot\.json must hold an object, got list"):
+        load_snapshot(snapshot.folder)
+
+
 def test_a_missing_file_or_folder_is_named(snapshot, tmp_path):
     (snapshot.folder / "tasks.jsonl").unlink()
     with pytest.raises(SnapshotError, match=r"there is no tasks\.jsonl"):

@@ -32,7 +32,6 @@ def test_from_an_empty_folder_to_pairs(winsome, tmp_path):
     cut = winsome("snapshot cut studio snapshot --question detail")[1]
     assert winsome("snapshot verify snapshot")[1] == cut
     assert "picks       2 by 1 annotators" in cut
-    (tmp_path / "out").mkdir()
     line = "snapshot pairs snapshot --policy implied_all --output out/pairs.jsonl"
     assert "6 lines" in winsome(line)[1]
     rows = [json.loads(line) for line in (tmp_path / "out/pairs.jsonl").read_text().splitlines()]
