@@ -217,8 +217,8 @@ class GRPOLoop:
                 self.config.seed,
                 iteration,
                 self.config.objective.trains_steps,
-                # A pass with a gradient and no backward pass is not one that shards expect.
-                0 if self.engine.layout.shards_weights else self.learner.plan.micro,
+                # DeepSpeed and FSDP2 expect a backward pass after one with a gradient.
+                self.learner.plan.micro if self.engine.layout.has_graph_of_parameters else 0,
                 self._decoder.put if self._needs_images else None,
             )
 
