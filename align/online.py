@@ -72,7 +72,8 @@ def _train_grpo(
     facts: dict[str, Any] = {}
     _refuse_gold_that_trains(config)
     if scorer is None:
-        scorer, facts = open_reward(config.reward, str(trainer.engine.device))
+        texts = [group.prompt.text for group in groups]
+        scorer, facts = open_reward(config.reward, str(trainer.engine.device), texts)
     source = scorer if isinstance(scorer, RewardSource) else RewardSource(scorer)
     spec = source.scorer.spec
     found = trainer.begin(
@@ -109,9 +110,9 @@ def _refuse_gold_that_trains(config: GRPOConfig) -> None:
 
 
 def open_reward(
-    config: RewardModelConfig | None, device: str
+    config: RewardModelConfig | None, device: str, prompts: Sequence[str]
 ) -> tuple[Scorer | RewardSource, dict[str, Any]]:
-    """The reward that the settings name, once it has passed its gate, and facts for run.json."""
+    """The reward of ``prompts`` that the settings name, past its gate, and facts for run.json."""
     if config is None:
         raise ValueError("GRPO needs a reward: give reward.path, the folder of a reward model")
     if config.path.suffix in MIX_FILES:
@@ -124,6 +125,7 @@ def open_reward(
         source, _ = open_mix(config.path)
         return source, {"path": str(config.path)}
     from rewards.evaluate import require_accuracy
+    from rewards.models.diffusion import DiffusionEncoder
     from rewards.scorers import load_scorer
 
     report = require_accuracy(config.path, config.min_accuracy)
@@ -134,6 +136,8 @@ def open_reward(
         raise ValueError(
             f"reward.weights names {unknown}; {config.path} scores {list(scorer.spec.components)}"
         )
+    if isinstance(scorer.encoder, DiffusionEncoder):
+        scorer.encoder.prepare(prompts)
     return scorer, {"path": str(config.path), "accuracy": report["accuracy"]}
 
 

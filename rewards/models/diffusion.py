@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DiffusionEncoder"]
 
 _MAX_REMEMBERED_PROMPTS = 4096
+_PROMPT_BATCH = 32
 
 
 class DiffusionEncoder:
@@ -72,22 +73,40 @@ class DiffusionEncoder:
         criteria: Sequence[str] = (),
         adapter: ModelAdapter | None = None,
     ) -> DiffusionEncoder:
-        """On ``adapter``, or on a base that is loaded for it alone: the blocks it needs not are
-        freed."""
+        """On ``adapter``, or on a base that is loaded for it alone: of its blocks, only those that
+        are needed come to ``device``."""
         if adapter is not None:
             return cls(adapter, config)
         if base is None:
             raise ValueError("encoder type 'diffusion' needs a base: a pipeline folder or a hub id")
-        adapter = load_adapter(base, device=device, dtype=getattr(torch, config.dtype))
+        adapter = load_adapter(base, dtype=getattr(torch, config.dtype))
         encoder = cls(adapter, config)
         adapter.transformer = None
-        return encoder
+        return encoder.to(device)
 
     def collate(self, inputs: Sequence[Features]) -> dict[str, Tensor]:
         return collate(inputs).as_dict()
 
     def left_out(self, prompts: Sequence[str]) -> list[int]:
         return [0] * len(prompts)
+
+    def to(self, device: torch.device | str) -> DiffusionEncoder:
+        """Bring all that it computes with to ``device``; returns itself."""
+        adapter: Any = self._adapter
+        for module in (self._transformer, adapter.vae, adapter.text_encoder):
+            module.to(device)
+        self._device = torch.device(device)
+        return self
+
+    @torch.inference_mode()
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Encode ``prompts`` now and lay the text encoder into host memory: beside a 20B model that
+        trains there is no room for it. Other prompts are encoded there later, slowly."""
+        unique = sorted(set(prompts))
+        for start in range(0, len(unique), _PROMPT_BATCH):
+            batch = unique[start : start + _PROMPT_BATCH]
+            self.remember(batch, self._adapter.encode_prompts(batch))
+        cast(Any, self._adapter).text_encoder.to("cpu")
 
     @torch.inference_mode()
     def encode(self, items: Sequence[RewardItem]) -> list[Features]:

@@ -50,6 +50,19 @@ def test_features_have_a_fixed_grid_whatever_the_size(encoder):
     assert small.stats.shape == (64,)
 
 
+def test_prompts_encoded_beforehand_give_the_same_features(random_base, encoder):
+    """Then the text encoder is asked no more, and lies in host memory."""
+    config = DiffusionEncoderConfig(sigmas=(0.1, 0.5), grid=4)
+    one = DiffusionEncoder.open(config, str(random_base), "cpu")
+    batch = items(3)
+    one.prepare([item.prompt for item in batch])
+    one._adapter.encode_prompts = None
+    for found, expected in zip(one.encode(batch), encoder.encode(batch), strict=True):
+        same(found, expected)
+    assert len(one._transformer.transformer_blocks) == DiffusionEncoderConfig().num_blocks
+    assert one._adapter.transformer is None
+
+
 def test_features_are_the_same_in_any_batch_and_order(encoder):
     batch = items(5)
     together = encoder.encode(batch)
