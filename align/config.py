@@ -30,7 +30,7 @@ from align.objective_config import (
     RolloutConfig,
     TimestepConfig,
 )
-from align.optim_config import OptimizerConfig, Precision
+from align.optim_config import EMAConfig, OptimizerConfig, Precision
 from align.watch_config import DivergenceConfig, SamplesConfig, ValidationConfig
 from annotate.records import Split
 from annotate.settings import Config, ConfigError, dump_config, flatten_config, load_config
@@ -86,15 +86,6 @@ class LoraConfig(Config):
     """Names of linear layers; empty: the adapter's own list."""
 
 
-class EMAConfig(Config):
-    """Exponential moving average of the trained weights; it is what validation and export use."""
-
-    decay: float = Field(default=0.999, gt=0, lt=1)
-    warmup: bool = True
-    """Decay at step n is at most ``(1 + n) / (10 + n)``, so that short runs are not dominated by
-    the starting weights."""
-
-
 class TrainConfig(Config):
     """What the three trainers share."""
 
@@ -119,6 +110,9 @@ class TrainConfig(Config):
     ``fused``: the same in Triton kernels. ``stock``: diffusers' own."""
     compile: bool = False
     """``torch.compile`` each of the joint blocks."""
+    shard_modulation: bool = False
+    """Under FSDP2, leave each process its own rows of the modulation layers, a third of the model,
+    and exchange their inputs and outputs instead of gathering weights. All parameters trained."""
     attention: str | None = None
     """A backend of diffusers' dispatcher for joint blocks; null: what ``winsome doctor`` tells."""
     deterministic: bool = False
@@ -169,6 +163,11 @@ class TrainConfig(Config):
         if self.lora is None and self.quantize is not None:
             raise ValueError(
                 f"quantize {self.quantize!r} is for the frozen base of a LoRA, and lora is null"
+            )
+        if self.shard_modulation and (self.lora is not None or self.compile):
+            raise ValueError(
+                "shard_modulation goes with all parameters trained and blocks that are not "
+                f"compiled, got lora {self.lora} and compile {self.compile}"
             )
         if self.lora is not None and self.optimizer.weights != "float32":
             raise ValueError(

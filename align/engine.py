@@ -167,6 +167,8 @@ class Engine:
             accumulation: micro-batches in one optimizer step.
             micro_batch_size: samples in one of them; DeepSpeed wants to know.
         """
+        if self.config.shard_modulation:
+            self.layout.shard_modulation(module)
         self._named = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if not self._named:
             raise ValueError("no parameter of the model requires a gradient")

@@ -25,8 +25,10 @@ import torch
 from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from align.mmdit.modulation import shard_modulation
 from align.optim_config import OptimizerConfig
 
 __all__ = [
@@ -65,6 +67,17 @@ class Replicated:
 
     def check(self, config: OptimizerConfig) -> None:
         """Raises `ValueError` for an optimizer whose states this layout cannot keep."""
+
+    def shard_modulation(self, module: nn.Module) -> None:
+        """Leave each process its own rows of the modulation layers, before a module is wrapped.
+
+        Raises:
+            ValueError: this layout cannot.
+        """
+        raise ValueError(
+            f"shard_modulation goes with a launch under FSDP2 (configs/accelerate/fsdp2*.yaml); "
+            f"this one is {self.name}"
+        )
 
     def configure(self, config: OptimizerConfig, accumulation: int, micro_batch_size: int) -> None:
         """Settings to make before the module is wrapped."""
@@ -197,6 +210,14 @@ class FullySharded(Replicated):
 
     def check(self, config: OptimizerConfig) -> None:
         _only_adamw(config, "FSDP2")
+
+    def shard_modulation(self, module: nn.Module) -> None:
+        if self.accelerator.parallelism_config is not None:  # a mesh of its own, as HSDP's
+            super().shard_modulation(module)
+        mesh = init_device_mesh(self.accelerator.device.type, (self.accelerator.num_processes,))
+        plugin = self.accelerator.state.fsdp_plugin
+        assert plugin is not None
+        plugin.ignored_modules = shard_modulation(module, mesh)
 
     def configure(self, config: OptimizerConfig, accumulation: int, micro_batch_size: int) -> None:
         """Every micro-batch adds to sharded gradients: whole ones, kept until the step, would take

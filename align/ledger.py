@@ -89,6 +89,11 @@ class ModelShape:
         return attention + mlps + 2 * _linear(d, 6 * d)
 
     @property
+    def modulation_parameters(self) -> int:
+        """Of the layers that make shift, scale and gate: a third of the 20B model."""
+        return self.num_layers * 2 * _linear(self.width, 6 * self.width)
+
+    @property
     def linear_weights(self) -> int:
         """Of the blocks' linear layers without biases: what is quantised."""
         return self.num_layers * 36 * self.width**2

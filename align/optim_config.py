@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from annotate.settings import Config
 
-__all__ = ["OptimizerConfig", "Precision"]
+__all__ = ["EMAConfig", "OptimizerConfig", "Precision"]
 
 
 def _yaml_no(value: Any) -> Any:
@@ -57,3 +57,12 @@ class OptimizerConfig(Config):
                 f"max_grad_norm to 0, got {self.max_grad_norm}"
             )
         return self
+
+
+class EMAConfig(Config):
+    """Exponential moving average of the trained weights; it is what validation and export use."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    warmup: bool = True
+    """Decay at step n is at most ``(1 + n) / (10 + n)``, so that short runs are not dominated by
+    the starting weights."""

@@ -20,14 +20,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from align.mmdit.modulation import ShardedModulation, shard_modulation, whole_modulation
+from align.mmdit.modulation import shard_modulation
 from benchmarks.hopper_bench import TOY, Bench
 
 PROCESSES = 2
 
 
-SIZED_BY = {"_allgather_base_": 0, "_reduce_scatter_base_": 1, "alltoall_base_": 0}
+SIZED_BY = {
+    "_allgather_base_": 0,
+    "_reduce_scatter_base_": 1,
+    "alltoall_base_": 0,
+    "allreduce_": 0,
+}
 """Collective -> its argument that holds the parts of all processes."""
 
 
@@ -43,8 +49,10 @@ class Traffic(TorchDispatchMode):
             name = func._opname
             if name not in SIZED_BY:
                 raise ValueError(f"a collective that is not counted: {name}")
-            whole: Tensor = args[SIZED_BY[name]]
-            self.bytes += whole.nbytes * (PROCESSES - 1) // PROCESSES
+            wholes: list[Tensor] = tree_leaves(args[SIZED_BY[name]])
+            both_ways = 2 if name == "allreduce_" else 1
+            nbytes = sum(whole.nbytes for whole in wholes)
+            self.bytes += both_ways * nbytes * (PROCESSES - 1) // PROCESSES
         return func(*args, **(kwargs or {}))
 
 
@@ -55,7 +63,9 @@ def _step(rank: int, is_split: bool) -> tuple[int, float, dict[str, Tensor]]:
     for name in bench.adapter().dead_modules(model):
         model.get_submodule(name).requires_grad_(False)
     mesh = init_device_mesh("cpu", (PROCESSES,))
-    own = shard_modulation(model) if is_split else set()
+    own: set[nn.Parameter] = set()
+    if is_split:
+        own = {p for layer in shard_modulation(model, mesh) for p in layer.parameters()}
     for block in model.transformer_blocks:
         fully_shard(block, mesh=mesh, ignored_params=own)
     fully_shard(model, mesh=mesh, ignored_params=own)
@@ -69,15 +79,11 @@ def _step(rank: int, is_split: bool) -> tuple[int, float, dict[str, Tensor]]:
 
 
 def _whole_gradients(model: nn.Module) -> dict[str, Tensor]:
-    for module in model.modules():
-        if isinstance(module, ShardedModulation):
-            for parameter in module.parameters():
-                parameter.data = parameter.grad  # type: ignore[assignment]
-    found = whole_modulation(model)
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter.grad, DTensor):
-            found[name] = parameter.grad.full_tensor()
-    return found
+    return {
+        name: parameter.grad.full_tensor()
+        for name, parameter in model.named_parameters()
+        if isinstance(parameter.grad, DTensor)
+    }
 
 
 def _run(rank: int, folder: str) -> None:

@@ -18,13 +18,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 __all__ = [
     "ModulationTables",
     "ShardedModulation",
     "modulation_tables",
     "shard_modulation",
-    "whole_modulation",
 ]
 
 LAYERS = ("img_mod", "txt_mod")
@@ -34,63 +35,51 @@ class ShardedModulation(nn.Module):
     """The rows ``rank * out / n`` and on of a linear layer, for the samples of all n processes.
 
     All processes call it together, each with as many samples. Gradients of the rows are means over
-    the processes, as data parallelism makes those of other weights.
+    the processes, as data parallelism makes those of other weights. Weight and bias are `DTensor`
+    under the layer's own names: gathered, saved and stepped as those of FSDP2 are.
     """
 
-    def __init__(self, linear: nn.Linear, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
         super().__init__()
-        world, rank = dist.get_world_size(group), dist.get_rank(group)
+        world, rank = mesh.size(), mesh.get_local_rank()
         if linear.out_features % world:
             raise ValueError(
                 f"{linear.out_features} rows of modulation cannot be shared by {world} processes"
             )
-        self.group = group
+        self.group = mesh.get_group()
         rows = slice(rank * linear.out_features // world, (rank + 1) * linear.out_features // world)
-        self.weight = nn.Parameter(linear.weight.detach()[rows].clone())
-        self.bias = nn.Parameter(linear.bias.detach()[rows].clone())
-        for own, whole in ((self.weight, linear.weight), (self.bias, linear.bias)):
-            own.requires_grad_(whole.requires_grad)
+        for name in ("weight", "bias"):
+            whole = getattr(linear, name)
+            own = DTensor.from_local(whole.detach()[rows].clone(), mesh, [Shard(0)])
+            setattr(self, name, nn.Parameter(own, requires_grad=whole.requires_grad))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, D)`` of this process's samples to ``(B, 6 D)``."""
         world = dist.get_world_size(self.group)
         everyone = _Gather.apply(x, self.group)
-        weight, bias = (_Mean.apply(p, world) for p in (self.weight, self.bias))
+        weight, bias = (
+            _Mean.apply(cast(DTensor, p).to_local(), world).to(x.dtype)
+            for p in (self.weight, self.bias)
+        )
         return _Return.apply(F.linear(everyone, weight, bias), self.group)
 
 
-def shard_modulation(
-    transformer: nn.Module, group: dist.ProcessGroup | None = None
-) -> set[nn.Parameter]:
-    """Replace the blocks' modulation layers by this process's rows.
+def shard_modulation(transformer: nn.Module, mesh: DeviceMesh) -> list[ShardedModulation]:
+    """Replace the blocks' modulation layers by this process's rows, on the mesh's device.
+
+    Args:
+        mesh: one-dimensional, of the processes that share the rows.
 
     Returns:
-        the parameters that every process now has of its own: what wraps the transformer must leave
-        them out (``fully_shard(..., ignored_params=...)``).
+        the new layers: what wraps the transformer must leave their parameters out
+        (``fully_shard(..., ignored_params=...)``).
     """
+    found = []
     for block in cast(Any, transformer).transformer_blocks:
         for name in LAYERS:
             layer = getattr(block, name)
-            layer[1] = ShardedModulation(layer[1], group)
-    return {
-        parameter
-        for module in transformer.modules()
-        if isinstance(module, ShardedModulation)
-        for parameter in module.parameters()
-    }
-
-
-@torch.no_grad()
-def whole_modulation(transformer: nn.Module) -> dict[str, Tensor]:
-    """Weights and biases of all rows by their stock names, for saving; all processes call it."""
-    found = {}
-    for prefix, module in transformer.named_modules():
-        if isinstance(module, ShardedModulation):
-            world = dist.get_world_size(module.group)
-            for name, own in module.named_parameters():
-                whole = own.new_empty(own.shape[0] * world, *own.shape[1:])
-                dist.all_gather_single(whole, own.detach(), group=module.group)
-                found[f"{prefix}.{name}"] = whole
+            layer[1] = ShardedModulation(layer[1], mesh)
+            found.append(layer[1])
     return found
 
 

@@ -35,6 +35,7 @@ from align.online import train_grpo
 from align.policy import Policy
 from align.preflight import PreflightError
 from align.rollout import Rollout
+from benchmarks.modulation import Traffic
 
 DPO = {
     "lora": {"rank": 4},
@@ -55,6 +56,8 @@ def samples(data: Path) -> dict[str, Any]:
 
 def main(data: Path, model: Path, out: Path) -> None:
     note_held(out)
+    if "fsdp2" in out.name:
+        note_traffic(out)
     sft = sft_config(data, model, out / "sft", keep_checkpoints=5, samples=samples(data))
     train_sft(sft)
     state = PartialState()
@@ -68,6 +71,12 @@ def main(data: Path, model: Path, out: Path) -> None:
     train_dpo(dpo_config(data, model, out / "dpo", **DPO))
     train_grpo(grpo_config(data, model, out / "grpo", **GRPO), FirstChannel())
     follow_golden(data, model, out, state)
+    if "zero" not in out.name:
+        try:
+            changes = {"shard_modulation": True, "gradient_checkpointing": True}
+            train_sft(sft.model_copy(update=changes | {"output_dir": out / "split"}))
+        except ValueError as error:
+            (out / "split-refused.txt").write_text(str(error))
     if "zero3" not in out.name and "fsdp2" not in out.name:
         start_unequal(data, model, out, state)
     leave()
@@ -88,7 +97,9 @@ def note_held(out: Path) -> None:
             "weights": sum(map(local_size, weights)),
             "moments": sum(local_size(s["exp_avg"]) for s in states if "exp_avg" in s),
         }
-        (out / f"held-{self.rank}.json").write_text(json.dumps(held))
+        if self.ema is not None:
+            held["average"] = sum(x.numel() for x in self.ema.state_dict().values()) - 1
+        (out / f"held-{self.config.output_dir.name}-{self.rank}.json").write_text(json.dumps(held))
 
     Engine.save = save_and_note
 
@@ -117,6 +128,20 @@ def follow_golden(data: Path, model: Path, out: Path, state: PartialState) -> No
         found[name] = rows
     if state.is_main_process:
         (out / "golden.json").write_text(json.dumps(found))
+
+
+def note_traffic(out: Path) -> None:
+    """From now on each process writes what it receives in a run's last step."""
+    train_step = Engine.train_step
+
+    def count_and_step(self: Engine, *args: Any) -> dict[str, float]:
+        with Traffic() as traffic:
+            metrics = train_step(self, *args)
+        path = out / f"traffic-{self.config.output_dir.name}-{self.rank}.json"
+        path.write_text(json.dumps({"bytes": traffic.bytes}))
+        return metrics
+
+    Engine.train_step = count_and_step
 
 
 def local_size(tensor: Any) -> int:

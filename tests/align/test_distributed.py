@@ -107,12 +107,39 @@ def test_each_process_holds_its_part(launched):
     name, *are_sharded = LAYOUTS[launch]
     assert read_json(launched / "sft" / "run.json")["backend"] == name
     for rank in (0, 1):
-        held = read_json(launched / f"held-{rank}.json")
+        held = read_json(launched / f"held-sft-{rank}.json")
         # DeepSpeed's parts are no tensor class of their own: their sizes are what shows them.
         assert held["type"] == ("DTensor" if launch == "fsdp2" else "Tensor")
-        for part, is_sharded in zip(("weights", "moments"), are_sharded, strict=True):
+        # The average lies as the weights do.
+        for part, is_sharded in zip(
+            ("weights", "moments", "average"), (*are_sharded, are_sharded[0]), strict=True
+        ):
             share = held[part] / held["trained"]
             assert (0.4 < share < 0.6) if is_sharded else share >= 1.0, (rank, part, share)
+
+
+def test_split_modulation_trains_alike_and_moves_fewer_bytes(launched, alone):
+    """By ``shard_modulation``, which goes with FSDP2 alone."""
+    if "zero" in launched.name:
+        return
+    if "ddp" in launched.name:
+        said = (launched / "split-refused.txt").read_text()
+        assert "shard_modulation goes with a launch under FSDP2" in said
+        assert LAYOUTS[launched.name[:-1]][0] in said
+        return
+    assert_close(losses(launched / "split"), losses(alone / "sft"))
+    found, expected = transformer_of(launched / "split"), transformer_of(alone / "sft")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
+    for rank in (0, 1):
+        held = read_json(launched / f"held-split-{rank}.json")
+        for part in ("weights", "moments", "average"):
+            assert 0.4 < held[part] / held["trained"] < 0.6, (rank, part)
+        split, whole = (
+            read_json(launched / f"traffic-{run}-{rank}.json")["bytes"] for run in ("split", "sft")
+        )
+        assert split <= 0.7 * whole, split / whole
 
 
 def test_a_continued_run_gives_the_same_numbers(launched):
@@ -134,10 +161,7 @@ def test_processes_with_other_weights_refuse_to_start(launched):
 def test_each_saves_a_pipeline_that_draws(launched, alone, untrained_folder):
     """The averaged weights of one process within rounding, and stock diffusers draws with them."""
 
-    def weights(folder: Path) -> dict[str, torch.Tensor]:
-        return DiffusionPipeline.from_pretrained(folder).transformer.state_dict()
-
-    found, expected = weights(launched / "sft" / "final"), weights(alone / "sft" / "final")
+    found, expected = transformer_of(launched / "sft"), transformer_of(alone / "sft")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
@@ -158,6 +182,10 @@ def test_two_processes_show_the_images_that_one_does(launched, alone):
         ]
         assert grids[0].shape == (12 * 32, 32, 3)
         assert np.abs(grids[0] - grids[1]).max() <= 2
+
+
+def transformer_of(run: Path) -> dict[str, torch.Tensor]:
+    return DiffusionPipeline.from_pretrained(run / "final").transformer.state_dict()
 
 
 def draw(pipeline):

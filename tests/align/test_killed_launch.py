@@ -74,7 +74,7 @@ def test_a_launch_that_lost_a_process_is_taken_up_again(
     info = read_json(run / "run.json")
     assert (info["attempts"], info["backend"]) == (2, backend)
     for rank in range(info["processes"]):
-        held = read_json(tmp_path / f"held-{rank}.json")
+        held = read_json(tmp_path / f"held-{run.name}-{rank}.json")
         for part in ("weights", "moments"):
             assert held[part] / held["trained"] == pytest.approx(share, abs=0.1), (rank, part)
     train_sft(sft_config(data, untrained_folder, tmp_path / "alone", **SETTINGS))
