@@ -67,6 +67,8 @@ eager blocks (`benchmarks.cpu`); joint ones turn in real numbers, which pays whe
 WIDENING = {"fp8": 19.0, "nf4": 22.5}
 """Bytes moved for each weight that is widened from its code in eager torch (counted)."""
 WORKSPACE = 3 * GIB
+REWARD_BLOCKS = 12
+"""Blocks that a reward model reads, as in configs/rewards/qwen_image.yaml."""
 GATHERED = 2 * 10**9
 """ZeRO-3's gathered parameters: at most 10^9 live ones in bfloat16."""
 
@@ -75,7 +77,8 @@ ASSUMPTIONS = (
     f"and {ATTENTION_BACKWARD:.0%} backward (cuDNN on Hopper), elementwise traffic at "
     f"{BANDWIDTH:.0%} of the bandwidth",
     f"{WORKSPACE // GIB} GiB for the CUDA context, workspaces and fragmentation",
-    "images and prompts are encoded beforehand; validation, decoding and rewards are not counted",
+    "images and prompts are encoded beforehand; validation, decoding and the time of rewards are "
+    f"not counted; a reward model has {REWARD_BLOCKS} blocks in bfloat16",
     "collectives overlap with computing; a step takes the longer of the two; so does a streamed "
     "reference with its copies out of host memory",
     f"between machines of {GPUS_A_MACHINE}: {MACHINE_GB_PER_S:.0f} GB/s each; hsdp shards inside a "
@@ -102,6 +105,14 @@ class Plan:
     @property
     def peak_bytes(self) -> float:
         return sum(self.memory.values())
+
+    @property
+    def host_bytes(self) -> float:
+        """Of one machine while its processes load: each has the whole model, and the copy that it
+        streams."""
+        copies = 2 if self.workload.reference == "streamed" else 1
+        size = _loaded_size(self.workload, self.sharding) * float(self.workload.shape.parameters)
+        return min(self.count, GPUS_A_MACHINE) * copies * size
 
     @property
     def fits(self) -> bool:
@@ -180,6 +191,8 @@ def _share(workload: Workload, count: int, sharding: Sharding) -> tuple[int, int
     config, optimizer = workload.config, workload.config.optimizer
     if config.quantize is not None and sharding != "none":
         raise ValueError(f"quantize {config.quantize!r} is not sharded, got {sharding}")
+    if config.shard_modulation and sharding != "fsdp2":
+        raise ValueError(f"shard_modulation goes with fsdp2, got {sharding}")
     if sharding != "none" and optimizer.type != "adamw":
         raise ValueError(f"optimizer.type is {optimizer.type!r}: under {sharding} it is adamw")
     if isinstance(config, GRPOConfig) and config.prompts_per_step % count:
@@ -259,6 +272,9 @@ def _memory(workload: Workload, count: int, sharding: Sharding, micro: int) -> d
         parts["reference's blocks"] = _loaded_size(workload, sharding) * float(here)
     if config.ema is not None:
         parts["moving average"] = 4.0 * workload.trained / parts_of_weights
+    if isinstance(config, GRPOConfig) and config.reward is not None:
+        blocks = min(REWARD_BLOCKS, shape.num_layers) - shape.num_layers
+        parts["reward model"] = 2.0 * (shape.parameters + blocks * shape.block_parameters)
     parts["activations"] = micro * shape.peak_bytes(
         workload.tokens, workload.recompute, workload.element_size
     )
@@ -329,6 +345,8 @@ def _communication(
     if count == 1:
         return 0.0
     whole = 2.0 * workload.shape.parameters
+    if workload.config.shard_modulation:  # what moves instead is 6 widths a sample and layer
+        whole -= 2.0 * workload.shape.modulation_parameters
     times = 3 * micro_batches if sharding in SHARDS_WEIGHTS else 2
     moved = whole if sharding != "none" else 4.0 * workload.trained
     inside = min(count, GPUS_A_MACHINE)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.commands import add_config_arguments
 from align.config import DPOConfig, GRPOConfig, SFTConfig, load_config
@@ -52,15 +52,17 @@ def run(args: argparse.Namespace) -> int:
     gpu, size = GPUS[args.gpu], None if args.size is None else (args.size, args.size)
     kind = KINDS[args.kind or kind_of(args.config)]
 
-    def plan_with(overrides: Sequence[str], count: int) -> Plan:
+    def plan_with(
+        overrides: Sequence[str] = (), count: int = args.count, sharding: Any = args.sharding
+    ) -> Plan:
         config = load_config(kind, args.config, [*args.overrides, *overrides])
         workload = workload_of(config, args.text_tokens, size)
-        return make_plan(workload, gpu, count, args.sharding if count == args.count else None)
+        return make_plan(workload, gpu, count, sharding)
 
-    plan = plan_with((), args.count)
+    plan = plan_with()
     print(describe(plan, args.gpu, args.price))
     if not plan.fits:
-        print(refusal(plan, lambda rung: plan_with(rung, args.count), lambda n: plan_with((), n)))
+        print(refusal(plan, plan_with))
         return 1
     if args.curve:
         print(curve(list(scaling_curve(plan.workload, gpu, args.count, args.sharding))))
@@ -94,6 +96,7 @@ def describe(plan: Plan, gpu: str, price: float | None) -> str:
         "memory of one GPU, GiB:",
         *(f"  {size / GIB:8.2f}  {name}" for name, size in plan.memory.items()),
         f"  {plan.peak_bytes / GIB:8.2f}  in all, of {plan.gpu.gib:g}",
+        f"  {plan.host_bytes / GIB:8.2f}  of host memory a machine, while its processes load",
         "one optimizer step:",
         f"  {plan.step_seconds:.4g} s: computing {plan.compute_seconds:.4g}, collectives "
         f"{plan.communication_seconds:.4g}, optimizer {plan.optimizer_seconds:.4g}, drawing "
@@ -137,8 +140,10 @@ RUNGS: tuple[tuple[str, ...], ...] = (
         (f"optimizer.type={rule}", f"optimizer.weights={form}", *release, *_JOINT, *saving)
         for rule, form, release in (
             ("adam8bit", "split", ()),
+            ("adam8bit", "stochastic", ()),
             ("adam8bit", "split", _RELEASE),
             ("adam8bit", "stochastic", _RELEASE),
+            ("adafactor", "stochastic", ()),
             ("adafactor", "split", _RELEASE),
             ("adafactor", "stochastic", _RELEASE),
         )
@@ -157,44 +162,45 @@ REFERENCES = ((), ("reference.mode=streamed",), ("reference.mode=cached",))
 """Instead of one in memory; each is tried with a rung before the next rung."""
 
 
-def refusal(plan: Plan, with_rung, with_count) -> str:
+def refusal(plan: Plan, plan_with: Callable[..., Plan]) -> str:
     """Why the plan cannot run, and the nearest that can.
 
     Args:
-        with_rung: the plan under the given overrides; `ValueError` where they do not go together.
-        with_count: the plan on so many GPUs.
+        plan_with: the plan under other ``overrides``, ``count`` or ``sharding``; `ValueError` where
+            they do not go together.
     """
     from align.plan import GIB
 
-    need = f"does not fit: {plan.peak_bytes / GIB:.1f} GiB of {plan.gpu.gib:g}"
-    rungs = [
-        (*rung, *reference)
-        for rung in ((), *RUNGS)
-        for reference in (REFERENCES if plan.workload.reference == "live" else ((),))
-    ]
     found = []
-    for rung in rungs:
-        if "gradient_release" in str(rung):
-            rung = (*rung, *_one_micro_batch(plan))
-        if _fits(lambda rung=rung: with_rung(rung)):
+    for rung in _rungs(plan):
+        if _fits(plan_with, overrides=rung):
             found.append("set " + " ".join(rung))
             break
+    if plan.count > 1:
+        others = (kind for kind in ("zero2", "zero3", "fsdp2") if kind != plan.sharding)
+        other = next((kind for kind in others if _fits(plan_with, sharding=kind)), None)
+        found += [f"launch with --sharding {other}"] if other else []
     counts = (n for n in (2, 4, 8, 16, 32, 64, 128) if n > plan.count)
-    enough = next((n for n in counts if _fits(lambda n=n: with_count(n))), None)
-    if enough:
-        found.append(f"take --count {enough}")
+    enough = next((n for n in counts if _fits(plan_with, count=n)), None)
+    found += [f"take --count {enough}"] if enough else []
+    need = f"does not fit: {plan.peak_bytes / GIB:.1f} GiB of {plan.gpu.gib:g}"
     if not found:
         return f"{need}; no settings and no number of this card that are known do"
     return "\n".join([need, *(f"next that fits: {text}" for text in found)])
 
 
-def _one_micro_batch(plan: Plan) -> tuple[str, ...]:
-    """Gradient release knows no accumulation."""
-    return () if plan.workload.kind == "grpo" else ("batch_size=1",)
+def _rungs(plan: Plan) -> Iterator[tuple[str, ...]]:
+    references = REFERENCES if plan.workload.reference == "live" else ((),)
+    for rung in ((), *RUNGS):
+        # Gradient release knows no accumulation.
+        one = ("batch_size=1",) if "release=true" in str(rung) else ()
+        if plan.workload.kind == "grpo":
+            one = ()
+        yield from ((*rung, *reference, *one) for reference in references)
 
 
-def _fits(make) -> bool:
+def _fits(plan_with: Callable[..., Plan], **changes: Any) -> bool:
     try:
-        return make().fits
+        return plan_with(**changes).fits
     except ValueError:
         return False

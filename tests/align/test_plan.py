@@ -78,6 +78,8 @@ def test_elementwise_traffic_is_that_which_is_counted():
             assert found == pytest.approx(units, rel=0.03), (kind, way)
     assert raw["stock_forward_launches"] == 75
     assert raw["stock_backward_launches"] == pytest.approx(153, abs=2)
+    assert raw["joint_forward_launches"] == pytest.approx(99, abs=2)
+    assert raw["joint_backward_launches"] == pytest.approx(172, abs=2)
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -200,6 +202,24 @@ def test_a_small_card_is_told_of_a_quantised_base(capsys, gpu, base, run):
     assert f"quantize={base}" in advised(capsys, gpu, str(FULL.parent / f"{run}.yaml"))
 
 
+def test_a_refusal_names_the_rung_of_grpo_another_sharding_or_nothing(capsys):
+    grpo = str(FULL.parents[1] / "grpo/qwen_image_full.yaml")
+    rung = advised(capsys, "h200-141gb", grpo)
+    assert rung[:2] == ["optimizer.type=adam8bit", "optimizer.weights=stochastic"]
+    assert "optimizer.gradient_release=true" not in rung
+    several = ["plan", str(FULL), "--gpu", "h800-80gb", "--count", "8", "--sharding"]
+    assert cli.main([*several, "zero2"]) == 1
+    assert "next that fits: launch with --sharding zero3" in capsys.readouterr().out
+    # A float32 copy on every GPU under FSDP2: more GPUs do not help.
+    assert cli.main(["plan", str(FULL), "reference.mode=live", *several[2:], "fsdp2"]) == 1
+    said = capsys.readouterr().out
+    assert "next that fits: set reference.mode=streamed" in said
+    assert "--count" not in said
+    huge = ["data.height=16384", "data.width=16384"]
+    assert cli.main(["plan", str(FULL), *huge, "--gpu", "rtx4090-24gb"]) == 1
+    assert "no settings and no number of this card that are known do" in capsys.readouterr().out
+
+
 def test_a_frozen_copy_is_whole_on_every_gpu():
     """Sharding takes the policy alone; under FSDP2 the copy is float32, as the policy is."""
     work = plan("reference.mode=live", count=8).workload
@@ -220,6 +240,8 @@ def test_what_the_trainers_refuse_is_not_planned():
     with pytest.raises(ValueError, match="micro_batch_size 3 does not divide the 16 samples"):
         plan("micro_batch_size=3", count=8)
     config = load_config(KINDS["grpo"], FULL.parents[1] / "grpo/qwen_image_141gb.yaml")
+    reward = make_plan(workload_of(config), GPUS["h200-141gb"], 1).memory["reward model"]
+    assert reward == pytest.approx(2 * (12 * 339_831_296 + 40_523_328))  # two bytes each
     with pytest.raises(ValueError, match="prompts_per_step 4 cannot be shared by 8 GPUs"):
         make_plan(workload_of(config), GPUS["h200-141gb"], 8, "none")
 
@@ -236,6 +258,11 @@ def test_the_scaling_curve_and_the_money(capsys):
     assert plans[0].step_seconds == first.step_seconds
     assert plans[-1].tokens_per_second / plans[0].tokens_per_second > 0.9 * 16
     assert first.sharding == "zero3"
+    # Each of a machine's 8 processes loads the model whole, in bfloat16; under FSDP2 in float32.
+    assert plans[-1].host_bytes == first.host_bytes == 8 * 2 * first.workload.shape.parameters
+    assert f"{first.host_bytes / 2**30:.2f}  of host memory a machine" in said
+    other = make_plan(first.workload, GPUS["h800-80gb"], 8, "fsdp2")
+    assert other.host_bytes == 2 * first.host_bytes
     assert sum(first.memory[n] for n in ("weights", "gradients", "master", "moments")) * 8 == (
         16 * first.workload.trained
     )
@@ -252,6 +279,19 @@ def test_fsdp2_shards_as_many_bytes_as_zero3(capsys):
         == 0
     )
     assert "fsdp2" in capsys.readouterr().out
+
+
+def test_split_modulation_gathers_a_third_less():
+    """As `cpu.modulation_traffic_ratio` counts it over two processes, of a smaller model."""
+    work = workload_of(load_config(DPOConfig, FULL, ["shard_modulation=true"]))
+    found, whole = (
+        make_plan(each, GPUS["h800-80gb"], 8, "fsdp2") for each in (work, plan(count=8).workload)
+    )
+    share = found.communication_seconds / whole.communication_seconds
+    assert share == pytest.approx(1 - 6_796_984_320 / 20_430_401_088)
+    assert share == pytest.approx(newest_lines()["cpu.modulation_traffic_ratio"]["value"], rel=0.03)
+    with pytest.raises(ValueError, match="shard_modulation goes with fsdp2, got zero3"):
+        make_plan(work, GPUS["h800-80gb"], 8)
 
 
 def test_hsdp_shards_inside_a_machine_and_reduces_over_machines():
