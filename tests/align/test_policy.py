@@ -116,11 +116,12 @@ def test_a_lora_on_a_bfloat16_base_trains_in_float32(adapter, transformer, cond,
     assert policy.velocity(noise, SIGMA, cond).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("blocks", ["stock", "joint"])
-def test_what_is_computed_again_changes_no_gradient(adapter, cond, noise, blocks):
+def test_what_is_computed_again_changes_no_gradient(adapter, cond, noise, blocks, dtype):
     def gradients(recompute):
         settings = BlockSettings(blocks, recompute)
-        policy = Policy(adapter, copy.deepcopy(adapter.transformer), blocks=settings)
+        policy = Policy(adapter, copy.deepcopy(adapter.transformer).to(dtype), blocks=settings)
         loss = policy.velocity(noise, SIGMA, cond).square().mean()
         return torch.autograd.grad(loss, policy.trainable_parameters())
 
