@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from annotate.records import Prompt, Snapshot, Split
 from rewards.components import snapshot_components
-from rewards.splits import normalise_prompt
+from rewards.splits import what_is_asked
 
 __all__ = ["split_by_time"]
 
@@ -28,9 +28,9 @@ def split_by_time(newer: Snapshot, older: Snapshot, images: bool = False) -> Sna
         ValueError: nothing of ``newer`` is new, or nothing of it is old.
     """
     known_ids = {prompt.id for prompt in older.prompts}
-    known_texts = {normalise_prompt(prompt.text) for prompt in older.prompts}
+    known_texts = {what_is_asked(prompt) for prompt in older.prompts}
     is_old = {
-        prompt.id: prompt.id in known_ids or normalise_prompt(prompt.text) in known_texts
+        prompt.id: prompt.id in known_ids or what_is_asked(prompt) in known_texts
         for prompt in newer.prompts
     }
     kept: dict[str, Prompt] = {}

@@ -19,7 +19,7 @@ from PIL.Image import Image, Resampling
 
 from annotate.records import Prompt, Snapshot, Split
 from rewards.images import open_candidate
-from rewards.splits import LeakError, normalise_prompt
+from rewards.splits import LeakError, what_is_asked
 
 __all__ = [
     "Component",
@@ -69,7 +69,7 @@ def find_components(
     """
     # A drawn poster is its specification: captions and pictures of two are alike by construction.
     free = [place for place, prompt in enumerate(prompts) if "spec" not in prompt.metadata]
-    texts = [normalise_prompt(prompts[place].text) for place in free]
+    texts = [what_is_asked(prompts[place]) for place in free]
     links = [("text", free[a], free[b]) for a, b in similar_texts(texts)]
     specs: dict[str, int] = {}
     for place, prompt in enumerate(prompts):

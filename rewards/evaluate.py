@@ -184,7 +184,7 @@ def held_out_sets(
         )
     trained_on = set(read_json(Path(folder) / TRAINED_ON_FILE))
     for candidates in sets:
-        if prompt_digest(candidates.prompt.text) in trained_on:
+        if prompt_digest(candidates.prompt) in trained_on:
             raise LeakError(
                 f"prompt {candidates.prompt.text!r} is in split {split.value!r} of this snapshot, "
                 f"but the reward model {folder} was trained on it"
@@ -197,7 +197,7 @@ def held_out_sets(
 def _refuse_alike(
     folder: str | Path, snapshot: Snapshot, held_out: set[str], trained_on: set[str]
 ) -> None:
-    learned = {p.id for p in snapshot.prompts if prompt_digest(p.text) in trained_on}
+    learned = {p.id for p in snapshot.prompts if prompt_digest(p) in trained_on}
     for component in find_components(snapshot.prompts, join_by=()):
         members = set(component.prompt_ids)
         if members & held_out and members & learned:

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 
 from annotate.records import Prompt
 
-__all__ = ["LeakError", "check_disjoint", "normalise_prompt", "prompt_digest", "set_aside"]
+__all__ = [
+    "LeakError",
+    "check_disjoint",
+    "normalise_prompt",
+    "prompt_digest",
+    "set_aside",
+    "what_is_asked",
+]
 
 
 class LeakError(ValueError):
@@ -29,15 +36,21 @@ def normalise_prompt(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
+def what_is_asked(prompt: Prompt) -> str:
+    """The normalised text, and the picture that it asks to edit: "make it blue" of another picture
+    is another prompt."""
+    return " ".join(filter(None, (normalise_prompt(prompt.text), prompt.source_image)))
+
+
 def check_disjoint(prompts: Iterable[Prompt]) -> None:
-    """Refuse prompts of which one id or one normalised text stands in two splits.
+    """Refuse prompts of which one id, or what is asked, stands in two splits.
 
     Raises:
         LeakError: naming the two prompts, their splits and the text.
     """
     seen: dict[str, Prompt] = {}
     for prompt in prompts:
-        for key in (f"id {prompt.id}", f"text {normalise_prompt(prompt.text)}"):
+        for key in (f"id {prompt.id}", f"text {what_is_asked(prompt)}"):
             other = seen.setdefault(key, prompt)
             if other.split != prompt.split:
                 raise LeakError(
@@ -58,6 +71,6 @@ def set_aside(prompt_ids: Sequence[str], fraction: float, seed: int) -> frozense
     return frozenset(unique[: max(1, round(fraction * len(unique)))])
 
 
-def prompt_digest(text: str) -> str:
-    """Names a prompt by its normalised text without telling it."""
-    return hashlib.sha256(normalise_prompt(text).encode()).hexdigest()[:32]
+def prompt_digest(prompt: Prompt) -> str:
+    """Names a prompt by what it asks without telling it."""
+    return hashlib.sha256(what_is_asked(prompt).encode()).hexdigest()[:32]

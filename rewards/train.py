@@ -399,5 +399,5 @@ def _save(
         model.save_pretrained(config.output_dir, state_dict=weights)
     lines = "".join(json.dumps(row) + "\n" for row in history)
     write_text(config.output_dir / METRICS_FILE, lines)
-    digests = sorted({prompt_digest(candidates.prompt.text) for candidates in seen})
+    digests = sorted({prompt_digest(candidates.prompt) for candidates in seen})
     write_json(config.output_dir / TRAINED_ON_FILE, digests)

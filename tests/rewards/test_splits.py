@@ -1,6 +1,7 @@
 import pytest
 
 from annotate.records import Prompt, Split
+from rewards.components import find_components
 from rewards.splits import LeakError, check_disjoint, normalise_prompt, set_aside
 
 
@@ -34,3 +35,14 @@ def test_setting_aside_depends_on_the_prompts_and_the_seed_alone():
     assert set_aside(ids, 0.15, seed=1) != aside
     # A new prompt moves at most one other.
     assert len(set_aside([*ids, "new"], 0.15, seed=0) & aside) >= 14
+
+
+def test_an_instruction_for_another_picture_is_another_prompt():
+    def edit(name, split, picture):
+        return Prompt(id=name, text="make the star blue", split=split, source_image=picture * 64)
+
+    held_out = edit("b", Split.TEST, "b")
+    check_disjoint([edit("a", Split.TRAIN, "a"), held_out])
+    assert len(find_components([edit("a", Split.TRAIN, "a"), held_out])) == 2
+    with pytest.raises(LeakError, match="'c' is in 'train'"):
+        check_disjoint([edit("c", Split.TRAIN, "b"), held_out])
