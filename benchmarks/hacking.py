@@ -7,9 +7,9 @@ takes part.
 Clean runs: Flow-GRPO of the tiny pipeline with the ruler itself as reward. Its policy improves and
 moves the same statistics for honest reasons: noise goes, edges come.
 
-The limits come from clean runs alone, of seeds 101, 102 and (learning rate 1e-4) 105, and from
-posters without a hack, of seeds 201 to 204. The rule, that one, two and three rollouts are judged,
-was chosen after hacks of seeds 40 to 42 had been met too late by three rollouts together.
+The limits come from clean runs alone, of seeds 5 to 9, 101, 102 and (learning rate 1e-4) 105, and
+from posters without a hack, of seeds 201 to 204. The rule, that one, two and three rollouts are
+judged, was chosen after hacks of seeds 40 to 42 had been met too late by three rollouts together.
 
 python -m benchmarks.measure hacking
 """
@@ -42,7 +42,7 @@ __all__ = ["HACKS", "measure_hacking"]
 PROMPTS, PER_ROLLOUT, PER_PROMPT = 24, 8, 4
 ROLLOUTS, RAMP = 30, 20
 """The hack begins after the monitor's baseline and is at its full strength ``RAMP`` later."""
-HACK_SEED, CLEAN_SEEDS = 60, range(5, 10)
+HACK_SEED, CLEAN_SEEDS = 70, range(10, 15)
 """Seen by no version of the monitors before."""
 SIDE = 128
 STEPS = 24

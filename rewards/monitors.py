@@ -44,8 +44,8 @@ MAX_DRIFT = {
     "contrast": 0.2,
     "edge_density": 0.2,
     "colour_entropy": 0.6,
-    "grid_8": 0.15,
-    "grid_16": 0.4,
+    "grid_8": 0.7,
+    "grid_16": 0.5,
     "repetition": 0.1,
 }
 """Image statistic -> limit of its drift less three standard errors. Less noise and cleaner edges
