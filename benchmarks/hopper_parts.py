@@ -3,7 +3,7 @@ variants fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -233,7 +233,6 @@ def measure_mixed(bench: Bench, results: Results) -> None:
 
 def measure_kernels(bench: Bench, results: Results) -> None:
     """Bytes a second of the fused kernels, each of them read and written once, and their twins'."""
-    from align.mmdit.kernels import load_kernels
 
     sizes = bench.sizes
     # A whole group, so that a launch is nothing beside its work, and no cache holds it.
@@ -255,6 +254,28 @@ def measure_kernels(bench: Bench, results: Results) -> None:
         "add_norm_modulate": (x, update, gate, shift, scale, 1e-6),
         "qk_norm_rope": (text, image, weight, weight, *tables, 1e-6),
     }
+    seconds = _time_kernels(bench, results, arguments)
+    results.fact("twins", "compiled" if bench.compile else "eager")
+    results.fact("bytes", bytes_moved)
+    pairs = zip(*(seconds[f"{name}.fused"] for name in arguments), strict=True)
+    results.bar(
+        "kernel_bandwidth_share",
+        bytes=sum(bytes_moved.values()),
+        seconds=[sum(pair) for pair in pairs],
+        copy_bytes_per_s=bench.ceilings["copy_bytes_per_s"],
+    )
+    del x, update, text, image, arguments
+    bench.free()
+    with results.attempt("fused pair"):
+        measure_fused_pair(bench, results)
+
+
+def _time_kernels(
+    bench: Bench, results: Results, arguments: Mapping[str, tuple[Any, ...]]
+) -> dict[str, list[float]]:
+    """Seconds of each kernel and of its twin, by ``name.kind``; raises where they differ."""
+    from align.mmdit.kernels import load_kernels
+
     seconds: dict[str, list[float]] = {}
     for name, given in arguments.items():
         outputs: dict[str, Tensor | tuple[Tensor, ...]] = {}
@@ -267,19 +288,7 @@ def measure_kernels(bench: Bench, results: Results) -> None:
             seconds[key] = bench.seconds(lambda f=function, g=given: f(*g))
             results.fact(f"seconds.{key}", seconds[key])
         require_equal(name, outputs["fused"], outputs["joint"])
-    results.fact("twins", "compiled" if bench.compile else "eager")
-    results.fact("bytes", bytes_moved)
-    pairs = zip(*(seconds[f"{name}.fused"] for name in arguments), strict=True)
-    results.bar(
-        "kernel_bandwidth_share",
-        bytes=sum(bytes_moved.values()),
-        seconds=[sum(pair) for pair in pairs],
-        copy_bytes_per_s=bench.ceilings["copy_bytes_per_s"],
-    )
-    del x, update, text, image, arguments, outputs, given
-    bench.free()
-    with results.attempt("fused pair"):
-        measure_fused_pair(bench, results)
+    return seconds
 
 
 def require_equal(name: str, fused: Any, twin: Any) -> None:
