@@ -9,7 +9,7 @@ import shutil
 import pytest
 import tiny_clip
 import torch
-from killed_run import kill_at_first_checkpoint
+from killed_training import kill_at_first_checkpoint
 from safetensors import safe_open
 
 from annotate.records import Split, load_snapshot

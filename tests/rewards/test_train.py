@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_run import kill_at_first_checkpoint
+from killed_training import kill_at_first_checkpoint
 from PIL import Image
 
 from align import cli
