@@ -175,9 +175,9 @@ CASES: dict[str, tuple[Any, Make]] = {
     "awm": (AWM(clip_range=5.0, beta=0.1, weighting="sigma"), images),
 }
 """Online DPO is ``dpo`` with a live reference."""
-SETTINGS_OF_PAIRS = ("dpo", "hinge", "ipo", "ties", "region", "prior_noise")
-"""Cases whose forward passes are those of ``dpo_anchored``."""
-HAVE_STORED_ERRORS = (*SETTINGS_OF_PAIRS, "dpo_anchored", "plackett_luce", "kto")
+HAVE_STORED_ERRORS = (
+    "dpo", "hinge", "ipo", "ties", "region", "prior_noise", "dpo_anchored", "plackett_luce", "kto",
+)  # fmt: skip
 
 
 def live(make: Make) -> Make:

@@ -19,7 +19,6 @@ from golden_cases import (
     CASES,
     HAVE_STORED_ERRORS,
     LR,
-    SETTINGS_OF_PAIRS,
     WEIGHT_DECAY,
     launched_trajectory,
     live,
@@ -109,19 +108,15 @@ def follow_golden(data: Path, model: Path, out: Path, state: PartialState) -> No
     or kept ones, a stored reference or a live one.
 
     A launch has all of these, and an objective meets them in one launch or another. DeepSpeed's
-    hooks take seconds an objective: it leaves out the further settings of pairs, and accumulates
-    for one objective alone.
+    hooks take seconds a micro-batch: it accumulates for one objective alone.
     """
     launch = out.name.removesuffix("0")  # pytest numbers its folders
     optimizer = {"lr": LR, "weight_decay": WEIGHT_DECAY, "max_grad_norm": 1e6}
     config = sft_config(data, model, out / "golden", optimizer=optimizer, ema=None)
     found = {}
     for place, (name, (objective, make)) in enumerate(CASES.items()):
-        is_slow = launch.startswith("zero")
-        if is_slow and name in SETTINGS_OF_PAIRS:
-            continue
         choice = place + len(launch)
-        ones = name == "dpo_anchored" if is_slow else choice % 2 == 0
+        ones = name == "dpo_anchored" if launch.startswith("zero") else choice % 2 == 0
         if name in HAVE_STORED_ERRORS and choice % 3 == 0:
             make = live(make)
         rows = launched_trajectory(config, objective, make, 1 if ones else 4, choice // 2 % 2 == 1)
