@@ -23,7 +23,7 @@ from align.mmdit.sources import source_size
 from align.sampling import sample
 from annotate.records import Candidate, Generation, Prompt
 
-__all__ = ["Cell", "Drawer", "check_model"]
+__all__ = ["Cell", "Drawer", "as_candidate", "check_model"]
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,24 @@ class Drawer:
             device=str(self.device),
             versions=self.versions,
         )
-        image_sha256 = hashlib.sha256(png).hexdigest()
-        # The image is part of it: another machine or batch may draw the same cell with other last
-        # bits, and a store takes no second content under one id.
-        recipe = generation.model_dump(exclude={"device", "versions", "model"})
-        identity = json.dumps([cell.prompt.id, recipe, image_sha256])
-        return Candidate(
-            id=hashlib.sha256(identity.encode()).hexdigest()[:24],
-            prompt_id=cell.prompt.id,
-            image_sha256=image_sha256,
-            width=config.width,
-            height=config.height,
-            generation=generation,
-        )
+        return as_candidate(cell.prompt, generation, png)
+
+
+def as_candidate(prompt: Prompt, generation: Generation, png: bytes) -> Candidate:
+    """The record of an image of ``prompt``, under an id that follows from it."""
+    image_sha256 = hashlib.sha256(png).hexdigest()
+    # The image is part of it: another machine or batch may draw the same cell with other last
+    # bits, and a store takes no second content under one id.
+    recipe = generation.model_dump(exclude={"device", "versions", "model"})
+    identity = json.dumps([prompt.id, recipe, image_sha256])
+    return Candidate(
+        id=hashlib.sha256(identity.encode()).hexdigest()[:24],
+        prompt_id=prompt.id,
+        image_sha256=image_sha256,
+        width=generation.width,
+        height=generation.height,
+        generation=generation,
+    )
 
 
 def _device() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from align.config import ResolutionConfig
 from align.data.batches import EMPTY_PROMPT, with_negatives
 from align.data.features import FeatureEncoder
 from align.data.rows import iterate_requests
+from align.draw import as_candidate
 from align.engine import Engine
 from align.mmdit.adapters import ModelAdapter, image_to_uint8, load_adapter
 from align.mmdit.flow import seeded_noise_batch
@@ -160,28 +160,20 @@ class Samples:
         self, prompt: Prompt, index: int, png: bytes, step: int, weights: str
     ) -> Candidate:
         config = self.config
-        image_sha256 = hashlib.sha256(png).hexdigest()
-        identity = json.dumps([prompt.id, index, weights, image_sha256])
-        return Candidate(
-            id=hashlib.sha256(identity.encode()).hexdigest()[:24],
-            prompt_id=prompt.id,
-            image_sha256=image_sha256,
-            width=config.width,
+        generation = Generation(
+            model=f"{self.folder.parent}, step {step}",
+            model_sha256=weights,
+            seed=str(config.seed),
+            noise_key=f"{config.seed}/{prompt.id}/{index}",
+            steps=config.num_steps,
+            guidance_scale=config.guidance_scale,
             height=config.height,
-            generation=Generation(
-                model=f"{self.folder.parent}, step {step}",
-                model_sha256=weights,
-                seed=str(config.seed),
-                noise_key=f"{config.seed}/{prompt.id}/{index}",
-                steps=config.num_steps,
-                guidance_scale=config.guidance_scale,
-                height=config.height,
-                width=config.width,
-                dtype=str(self._encoder.dtype).removeprefix("torch."),
-                device=str(self.engine.device),
-                versions={n: metadata.version(n) for n in ("winsome", "torch", "diffusers")},
-            ),
+            width=config.width,
+            dtype=str(self._encoder.dtype).removeprefix("torch."),
+            device=str(self.engine.device),
+            versions={n: metadata.version(n) for n in ("winsome", "torch", "diffusers")},
         )
+        return as_candidate(prompt, generation, png)
 
     def _measure(self, images: Sequence[Image.Image]) -> dict[str, float]:
         if self._gold is None:
