@@ -267,8 +267,10 @@ def _kl_in_loss(
     watched: Any = _Watched(policy)
     with engine.nudged(NUDGE):
         found = objective.loss(watched, still)
-        gradients = torch.autograd.grad(found.loss, watched.velocities, allow_unused=True)
-    return float(found.metrics["kl"]), gradients
+        kl = float(found.metrics["kl"])
+        if not (watched.velocities and found.loss.requires_grad):
+            return kl, ()
+        return kl, torch.autograd.grad(found.loss, watched.velocities, allow_unused=True)
 
 
 def _kl_from_mean(

@@ -11,6 +11,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from run_data import FirstChannel, dpo_config, grpo_config, losses, write_data
 
+import align.objectives.flow_grpo as flow_grpo
 import align.rollout
 from align.checkpoint import read_json
 from align.commands.contact import send_sheets
@@ -281,12 +282,14 @@ def test_a_replay_that_differs_stops_the_run(data, untrained_folder, tmp_path, m
 
 
 def test_a_kl_without_gradient_stops_the_run(data, untrained_folder, tmp_path, monkeypatch):
-    """The KL of the very loss that trains, as if it were computed under ``no_grad``."""
-    import align.objectives.flow_grpo as flow_grpo
-
-    monkeypatch.setattr(flow_grpo, "gaussian_kl", torch.no_grad()(flow_grpo.gaussian_kl))
-    with pytest.raises(PreflightError, match="KL to the reference has a gradient of norm 0"):
-        train_grpo(grpo_config(data, untrained_folder, tmp_path / "run"), FirstChannel())
+    """The KL of the very loss that trains, as if it, or the whole loss, were under ``no_grad``."""
+    without = (flow_grpo, "gaussian_kl"), (flow_grpo.FlowGRPO, "loss")
+    for place, (owner, name) in enumerate(without):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, torch.no_grad()(getattr(owner, name)))
+            config = grpo_config(data, untrained_folder, tmp_path / f"run-{place}")
+            with pytest.raises(PreflightError, match="the reference has a gradient of norm 0"):
+                train_grpo(config, FirstChannel())
 
 
 def test_a_reward_model_below_its_gate_is_refused(data, untrained_folder, tmp_path):
