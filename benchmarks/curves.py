@@ -1,7 +1,4 @@
-"""The curves of docs/results.md, drawn from the raw record of its figures.
-
-    python -m benchmarks.curves            draw them
-    python -m benchmarks.curves --check    exit 1 if one is out of date
+"""The curves of docs/results.md, drawn from the raw record of its figures by `benchmarks.tables`.
 
 A picture has a column for each objective and a row for each metric; a panel has one line for each
 seed, with a scale of its own, whose ends are written beside it.
@@ -9,16 +6,12 @@ seed, with a scale of its own, whose ends are written beside it.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 
 from benchmarks.formulas import Raw
-from benchmarks.tables import ROOT, objectives_record
 
-__all__ = ["PICTURES", "outdated", "picture", "rewrite"]
+__all__ = ["PICTURES", "picture"]
 
-IMAGES = ROOT / "docs/images"
 Grid = tuple[tuple[str, ...], tuple[str, ...]]
 PICTURES: dict[str, Grid] = {
     "curves-offline.svg": (
@@ -30,7 +23,7 @@ PICTURES: dict[str, Grid] = {
         ("reward", "reward_std", "kl", "grad_norm"),
     ),
 }
-"""File -> objectives and metrics."""
+"""File of docs/images -> objectives and metrics."""
 COLOURS = ("#2f6fb0", "#c2571a", "#3d8a4e")
 """Of the seeds."""
 WIDTH, HEIGHT, LEFT, TOP = 220, 110, 46, 34
@@ -89,36 +82,3 @@ def _panel(curves: Sequence[Sequence[float]], x: int, y: int, metric: str) -> st
         f'<text x="{x + wide}" y="{floor + 13}" text-anchor="end">step {steps}</text>'
         f'<path d="M{x},{floor} h{wide}" stroke="#bbb"/>' + "".join(lines)
     )
-
-
-def outdated() -> list[str]:
-    """The pictures that are not what the record gives."""
-    raw = objectives_record()
-    paths = {name: IMAGES / name for name in PICTURES}
-    return [
-        name
-        for name, path in paths.items()
-        if not path.is_file() or path.read_text("utf-8") != picture(raw, PICTURES[name])
-    ]
-
-
-def rewrite() -> list[str]:
-    """Draw every picture anew; returns those that changed."""
-    changed, raw = outdated(), objectives_record()
-    for name in changed:
-        (IMAGES / name).write_text(picture(raw, PICTURES[name]), encoding="utf-8")
-    return changed
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw the curves of docs/results.md.")
-    parser.add_argument("--check", action="store_true", help="change nothing; tell what is old")
-    check = parser.parse_args().check
-    changed = outdated() if check else rewrite()
-    for name in changed:
-        print(f"docs/images/{name}: {'out of date' if check else 'drawn'}")
-    return 1 if check and changed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import curves, tables
+from benchmarks import tables
 from benchmarks.bars import BARS
 from benchmarks.record import record
 
@@ -182,7 +182,7 @@ def main() -> None:
     for area in args.area or QUICK:
         print(f"measuring {area}", flush=True)
         measures[area](args)
-    for path in [*tables.rewrite(), *curves.rewrite()]:
+    for path in tables.rewrite():
         print(f"rewrote {path}")
 
 

@@ -1,4 +1,4 @@
-"""Make the tables of figures in the Markdown files from ``results/*.jsonl``.
+"""Make the tables and curves of the documents from ``results/``.
 
     python -m benchmarks.tables            rewrite them
     python -m benchmarks.tables --check    exit 1 if one is out of date
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import BARS
+from benchmarks.curves import PICTURES, picture
 from benchmarks.formulas import Raw
 from benchmarks.objective_bars import cost_table
 from benchmarks.record import RESULTS
@@ -83,26 +84,35 @@ def documents() -> list[Path]:
     ]
 
 
-def outdated() -> list[Path]:
-    """The documents whose tables differ from the results."""
-    return [
-        path for path in documents() if rendered(path.read_text("utf-8")) != path.read_text("utf-8")
-    ]
+def made() -> dict[Path, str]:
+    """Every document and picture, as the results have it."""
+    raw = objectives_record()
+    pictures = {ROOT / "docs/images" / name: picture(raw, grid) for name, grid in PICTURES.items()}
+    return {path: rendered(path.read_text("utf-8")) for path in documents()} | pictures
+
+
+def outdated() -> dict[Path, str]:
+    """Those that differ from what they should be."""
+    return {
+        path: text
+        for path, text in made().items()
+        if not path.is_file() or path.read_text("utf-8") != text
+    }
 
 
 def rewrite() -> list[Path]:
-    """Make every table anew; returns the documents that changed."""
+    """Make all anew; returns what changed."""
     changed = outdated()
-    for path in changed:
-        path.write_text(rendered(path.read_text("utf-8")), encoding="utf-8")
-    return changed
+    for path, text in changed.items():
+        path.write_text(text, encoding="utf-8")
+    return list(changed)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the tables of figures in the documents.")
+    parser = argparse.ArgumentParser(description="Make the tables and curves in the documents.")
     parser.add_argument("--check", action="store_true", help="change nothing; tell what is old")
     check = parser.parse_args().check
-    changed = outdated() if check else rewrite()
+    changed = list(outdated()) if check else rewrite()
     for path in changed:
         print(f"{path.relative_to(ROOT)}: {'out of date' if check else 'rewritten'}")
     return 1 if check and changed else 0
