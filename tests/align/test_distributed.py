@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +11,13 @@ import torch
 from diffusers import DiffusionPipeline
 from golden_cases import CASES, GOLDEN, assert_follows
 from launched_runs import DPO, GRPO, samples
+from launching import launch
 from PIL import Image
 from run_data import FirstChannel, dpo_config, grpo_config, losses, sft_config, write_data
 
 from align.checkpoint import read_json
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
-from annotate.settings import configs_folder
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +43,7 @@ def launched(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     out = tmp_path_factory.mktemp(request.param)
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", configs_folder() / f"accelerate/{request.param}_cpu.yaml"),
-        *("--main_process_port", "0"),
-        *(Path(__file__).with_name("launched_runs.py"), data, untrained_folder, out),
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
-    }
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch(request.param, "launched_runs.py", data, untrained_folder, out)
     return out
 
 

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from launching import launch
 from run_data import FirstChannel, grpo_config, losses, write_data
 
 from align.online import train_grpo
-from annotate.settings import configs_folder
-
-ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("launch", "precisions"), [("zero3", ["bf16"]), ("fsdp2", ["no", "bf16"])])
+@pytest.mark.parametrize(
+    ("launcher", "precisions"), [("zero3", ["bf16"]), ("fsdp2", ["no", "bf16"])]
+)
 def test_a_replica_draws_the_same_images_for_a_quarter_of_the_traffic(
-    launch, precisions, untrained_folder, tmp_path
+    launcher, precisions, untrained_folder, tmp_path
 ):
     """Four passes that gather become one gather; weights move between the two rollouts."""
     data = write_data(tmp_path / "data")
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", configs_folder() / f"accelerate/{launch}_cpu.yaml"),
-        *("--main_process_port", "0"),
-        *(Path(__file__).with_name("replica_runs.py"), data, untrained_folder, tmp_path),
-        *precisions,
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
-    }
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch(launcher, "replica_runs.py", data, untrained_folder, tmp_path, *precisions)
     for precision in precisions:
         for rank in (0, 1):
             sharded, replica = (

@@ -12,6 +12,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 SIDE, PATCH, ROOM, WIDTH, HEADS, LAYERS, EMBED = 32, 8, 24, 32, 2, 2, 16
+TOWER = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+}
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -26,17 +32,11 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
     """As published CLIPs are: the model, its tokenizer and image processor in one folder."""
     torch.manual_seed(seed)
     names = tokenizer()
-    tower = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-    }
     eos = names.eos_token_id
     words = {"vocab_size": eos + 1, "eos_token_id": eos, "max_position_embeddings": ROOM}
     config = CLIPConfig(
-        text_config={**tower, **words},
-        vision_config={**tower, "image_size": SIDE, "patch_size": PATCH},
+        text_config={**TOWER, **words},
+        vision_config={**TOWER, "image_size": SIDE, "patch_size": PATCH},
         projection_dim=EMBED,
     )
     model = CLIPModel(config)
@@ -52,16 +52,10 @@ def save_siglip(folder: Path, seed: int = 0) -> Path:
     """As `save_clip`."""
     torch.manual_seed(seed)
     names = tokenizer()
-    tower = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-    }
     words = {"vocab_size": names.eos_token_id + 1, "max_position_embeddings": ROOM}
     config = SiglipConfig(
-        text_config={**tower, **words, "projection_size": WIDTH},
-        vision_config={**tower, "image_size": SIDE, "patch_size": PATCH},
+        text_config={**TOWER, **words, "projection_size": WIDTH},
+        vision_config={**TOWER, "image_size": SIDE, "patch_size": PATCH},
     )
     model = SiglipModel(config)
     shake(model)
