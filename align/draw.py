@@ -19,7 +19,7 @@ from align.config import GenerateConfig, resolve_model
 from align.data.rows import Request
 from align.mmdit.adapters import Conditioning, image_to_uint8, load_adapter
 from align.mmdit.flow import seeded_noise_batch
-from align.mmdit.sources import source_size
+from align.mmdit.source_sizes import source_size
 from align.sampling import sample
 from annotate.records import Candidate, Generation, Prompt
 

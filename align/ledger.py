@@ -11,12 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.mmdit.source_sizes import CONDITION_AREA, check_count, seen_tokens, source_size
 from align.optim_config import OptimizerConfig
 
 __all__ = ["ModelShape", "Tokens", "state_bytes_per_parameter"]
 
 TIME_CHANNELS = 256
 PATCH = 2
+HUB = {
+    "Qwen/Qwen-Image": "QwenImagePipeline",
+    "Qwen/Qwen-Image-2512": "QwenImagePipeline",
+    "Qwen/Qwen-Image-Edit": "QwenImageEditPipeline",
+    "Qwen/Qwen-Image-Edit-2509": "QwenImageEditPlusPipeline",
+    "Qwen/Qwen-Image-Edit-2511": "QwenImageEditPlusPipeline",
+}
+"""Models of one shape, and their pipelines."""
+MAX_SOURCES = {"QwenImageEditPipeline": 1, "QwenImageEditPlusPipeline": None}
+"""Source pictures of a prompt; None: any number. Other pipelines take none."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ class Tokens:
     """Sizes of one sample."""
 
     image: int
+    """Of the drawn image and of the source pictures that follow it."""
     text: int
 
     @property
@@ -43,26 +55,30 @@ class ModelShape:
     out_channels: int = 16
     scale_factor: int = 8
     """Pixels per latent along a side."""
+    pipeline: str = "QwenImagePipeline"
 
     @classmethod
     def of(cls, model: str) -> ModelShape:
-        """The shape of ``Qwen/Qwen-Image``, or of a pipeline folder.
+        """The shape of a model that ``HUB`` names, or of a pipeline folder.
 
         Raises:
             ValueError: another Hub id: nothing is downloaded.
         """
-        if model == "Qwen/Qwen-Image":
-            return cls()
+        if model in HUB:
+            return cls(pipeline=HUB[model])
         folder = Path(model)
         if not (folder / "transformer" / "config.json").is_file():
             raise ValueError(
-                f"model is {model!r}: planning needs Qwen/Qwen-Image, tiny, or a pipeline folder "
-                "with transformer/config.json"
+                f"model is {model!r}: planning needs one of {', '.join(HUB)}, tiny, or a pipeline "
+                "folder with transformer/config.json"
             )
         config = _read(folder / "transformer" / "config.json")
         vae = folder / "vae" / "config.json"
         down = _read(vae)["temperal_downsample"] if vae.is_file() else [False, True, True]
         fields = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
+        index = folder / "model_index.json"
+        if index.is_file():
+            fields["pipeline"] = _read(index)["_class_name"]
         return cls(**fields, scale_factor=2 ** len(down))
 
     @property
@@ -73,10 +89,30 @@ class ModelShape:
     def patch_values(self) -> int:
         return PATCH * PATCH * self.out_channels
 
-    def tokens(self, height: int, width: int, text: int) -> Tokens:
-        """Of an image of ``height`` x ``width`` pixels under ``text`` tokens."""
+    @property
+    def max_sources(self) -> int | None:
+        return MAX_SOURCES.get(self.pipeline, 0)
+
+    def tokens(
+        self, height: int, width: int, text: int, sources: int = 0, source_area: int = 1024 * 1024
+    ) -> Tokens:
+        """Of an image of ``height`` x ``width`` pixels under ``text`` tokens of words.
+
+        Args:
+            sources: square pictures that the prompt edits, each brought to ``source_area`` pixels.
+
+        Raises:
+            ValueError: more sources than the pipeline takes.
+        """
+        check_count(sources, self.max_sources)
         side = PATCH * self.scale_factor
-        return Tokens((height // side) * (width // side), text)
+        size = source_size((1, 1), source_area)
+        # One picture is shown to the text encoder as it is encoded, several are shown smaller.
+        seen = size if self.max_sources == 1 else source_size((1, 1), CONDITION_AREA)
+        return Tokens(
+            (height // side) * (width // side) + sources * (size[0] // side) * (size[1] // side),
+            text + sources * seen_tokens(seen),
+        )
 
     # Parameters -----------------------------------------------------------------------------------
 

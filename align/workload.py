@@ -25,6 +25,8 @@ class Workload:
     """Of them in one forward pass of one process; None: all of its share."""
     drawn: int = 0
     """Forward passes of one sample without a gradient, for one optimizer step."""
+    sources: int = 0
+    """Pictures that a prompt edits; their tokens are in ``tokens``."""
 
     @property
     def recompute(self) -> str:
@@ -56,17 +58,22 @@ def workload_of(
     config: SFTConfig | DPOConfig | GRPOConfig,
     text_tokens: int = 512,
     size: tuple[int, int] | None = None,
+    sources: int | None = None,
 ) -> Workload:
     """Read a configuration.
 
     Args:
         text_tokens: of a prompt; what it pads to, unless the blocks are joint.
         size: height and width in pixels where the configuration names none.
+        sources: pictures that each prompt edits; None: one for a model that edits.
 
     Raises:
-        ValueError: no image size is known, or the model's shape is not.
+        ValueError: no image size is known, or the model's shape is not; the model does not take so
+            many sources.
     """
     shape = ModelShape.of(resolve_model(config.model))
+    if sources is None:
+        sources = int(shape.max_sources != 0)
     micro = config.micro_batch_size
     if isinstance(config, GRPOConfig):
         rollout, updates = config.rollout, config.updates_per_rollout
@@ -84,16 +91,25 @@ def workload_of(
         samples = images * trained // updates
         if objective.algorithm == "online_dpo":
             samples = 2 * config.prompts_per_step * trained
-        tokens = shape.tokens(rollout.height, rollout.width, text_tokens)
+        tokens = shape.tokens(
+            rollout.height, rollout.width, text_tokens, sources, rollout.source_area
+        )
         return Workload(
-            "grpo", shape, tokens, config, samples, micro, drawn=round(images * passes / updates)
+            "grpo",
+            shape,
+            tokens,
+            config,
+            samples,
+            micro,
+            drawn=round(images * passes / updates),
+            sources=sources,
         )
     data = config.data
     if data.height is not None and data.width is not None:
         size = (data.height, data.width)
     if size is None:
         raise ValueError("data.height and data.width are null: give --size, in pixels")
-    tokens = shape.tokens(*size, text_tokens)
+    tokens = shape.tokens(*size, text_tokens, sources, data.source_area)
     factor = 2 if isinstance(config, DPOConfig) else 1  # the two images of a pair
     return Workload(
         "dpo" if factor == 2 else "sft",
@@ -102,4 +118,5 @@ def workload_of(
         config,
         factor * config.batch_size,
         None if micro is None else factor * micro,
+        sources=sources,
     )

@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: zero3 for all parameters on several GPUs",
     )
     parser.add_argument("--kind", choices=tuple(KINDS), help="default: told from the file")
-    parser.add_argument("--text-tokens", type=int, default=512, help="of a prompt (default: 512)")
+    parser.add_argument("--text-tokens", type=int, default=512, help="of its words (default: 512)")
+    parser.add_argument(
+        "--sources",
+        type=int,
+        help="square pictures that each prompt edits (default: 1 for a model that edits, else 0)",
+    )
     parser.add_argument("--size", type=int, help="side in pixels where the file names none")
     parser.add_argument("--price", type=float, help="of one GPU for one hour, in any currency")
     parser.add_argument("--curve", action="store_true", help="also 2, 4 ... times the GPUs, to 128")
@@ -49,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name.replace('_', '-')} must be above 0, got {value}")
+    if args.sources is not None and args.sources < 0:
+        raise ValueError(f"sources must be 0 or more, got {args.sources}")
     gpu, size = GPUS[args.gpu], None if args.size is None else (args.size, args.size)
     kind = KINDS[args.kind or kind_of(args.config)]
 
@@ -56,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         overrides: Sequence[str] = (), count: int = args.count, sharding: Any = args.sharding
     ) -> Plan:
         config = load_config(kind, args.config, [*args.overrides, *overrides])
-        workload = workload_of(config, args.text_tokens, size)
+        workload = workload_of(config, args.text_tokens, size, args.sources)
         return make_plan(workload, gpu, count, sharding)
 
     plan = plan_with()
@@ -91,8 +98,9 @@ def describe(plan: Plan, gpu: str, price: float | None) -> str:
     lines = [
         f"{work.kind} of {work.config.model} on {plan.count} x {gpu}, sharding {plan.sharding}",
         f"  {work.shape.parameters:,} parameters, {work.trained:,} trained",
-        f"  {tokens.image} image and {tokens.text} text tokens a sample, "
-        f"{sum(work.shape.forward_flops(tokens)) / 1e12:.3g} TFLOP forward",
+        f"  {tokens.image} image and {tokens.text} text tokens a sample"
+        + (f", sources ({work.sources} a prompt) among them" if work.sources else "")
+        + f", {sum(work.shape.forward_flops(tokens)) / 1e12:.3g} TFLOP forward",
         "memory of one GPU, GiB:",
         *(f"  {size / GIB:8.2f}  {name}" for name, size in plan.memory.items()),
         f"  {plan.peak_bytes / GIB:8.2f}  in all, of {plan.gpu.gib:g}",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 from peft import LoraConfig
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
 
 from align import cli
 from align.commands.plan import KINDS, RUNGS, kind_of
 from align.config import DPOConfig, load_config
 from align.ledger import SAVED_UNITS, ModelShape, Tokens, state_bytes_per_parameter
+from align.mmdit.adapters import load_adapter
 from align.optim import make_optimizer, state_bytes
 from align.optim_config import OptimizerConfig
 from align.plan import ELEMENTWISE, GPUS, make_plan, scaling_curve, workload_of
@@ -57,6 +61,36 @@ def test_flops_are_those_that_torch_counts(adapter, tiny_folder, cond, noise):
     tokens = shape.tokens(64, 64, text)
     assert sum(shape.forward_flops(tokens)) == pytest.approx(forward.get_total_flops(), rel=0.03)
     assert sum(shape.backward_flops(tokens)) == pytest.approx(backward.get_total_flops(), rel=0.03)
+
+
+def test_an_edit_has_the_tokens_of_its_source(edit_folder, noise, capsys):
+    """FLOPs as torch counts them; the tokens of words and pictures as the adapter makes them."""
+    area, size = 64 * 64, (64, 64)
+    adapter, source = load_adapter(edit_folder), Image.new("RGB", size, "red")
+    shape = ModelShape.of(str(edit_folder))
+    cond = adapter.encode_prompts(["make the star blue"], [[source]], area)
+    cond = replace(cond, sources=(adapter.encode_source(source, area)[None],))
+    with flop_counter() as forward, torch.no_grad():
+        adapter.velocity(adapter.transformer, noise[:1], torch.tensor([0.5]), cond)
+    drawn, edited = (shape.tokens(*size, 0, sources, area) for sources in (0, 1))
+    assert edited.image == 2 * drawn.image
+    text = cond.prompt_embeds.shape[1]
+    flops = shape.forward_flops(Tokens(edited.image, text))
+    assert sum(flops) == pytest.approx(forward.get_total_flops(), rel=0.03)
+
+    limits = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}  # Qwen2.5-VL's own
+    processor = Qwen2VLImageProcessorPil(size=limits)
+    plus = ModelShape.of("Qwen/Qwen-Image-Edit-2509")
+    for model, side in ((ModelShape.of("Qwen/Qwen-Image-Edit"), 1024), (plus, 384)):
+        [grid] = processor(Image.new("RGB", (side, side)))["image_grid_thw"]
+        assert model.tokens(1024, 1024, 100, 1) == Tokens(8192, 100 + int(grid.prod()) // 4)
+    assert plus.tokens(1024, 1024, 100, 3).image == 4 * 4096
+
+    command = ["plan", str(FULL), "--gpu", "h800-80gb", "--count", "8"]
+    assert cli.main([*command, "model=Qwen/Qwen-Image-Edit"]) == 0
+    assert "8192 image and 1881 text tokens" in capsys.readouterr().out
+    assert cli.main([*command, "--sources", "1"]) == 2
+    assert "got 1 source image, this model takes none" in capsys.readouterr().err
 
 
 def test_saved_bytes_are_those_that_are_counted():
@@ -316,7 +350,7 @@ def test_each_kind_is_told_from_its_file_and_planned(kind, capsys):
 
 
 def test_what_cannot_be_planned_says_why():
-    with pytest.raises(ValueError, match="planning needs Qwen/Qwen-Image, tiny, or a pipeline"):
+    with pytest.raises(ValueError, match=r"planning needs one of Qwen/Qwen-Image, .*, tiny, or a"):
         plan("model=somebody/else")
     with pytest.raises(ValueError, match="under zero3 it is adamw"):
         plan("optimizer.type=adam8bit", count=8)

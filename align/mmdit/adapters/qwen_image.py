@@ -23,7 +23,8 @@ from align.mmdit import flow
 from align.mmdit.adapters.base import PARTS, SOURCE_AREA, Conditioning
 from align.mmdit.blocks import BlockSettings, has_joint_blocks, install_blocks
 from align.mmdit.pipeline_folder import folder_sha256, write_pipeline
-from align.mmdit.sources import check_count, source_pixels
+from align.mmdit.source_sizes import check_count
+from align.mmdit.sources import source_pixels
 from align.mmdit.tokens import num_tokens, pack, unpack
 from align.mmdit.vae import decode_images, encode_mode
 

@@ -15,6 +15,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from align.mmdit.adapters.base import SOURCE_AREA, Conditioning
 from align.mmdit.adapters.qwen_image import QwenImageAdapter
+from align.mmdit.source_sizes import CONDITION_AREA
 from align.mmdit.sources import resize_source
 
 EDIT_TEMPLATE = (
@@ -28,8 +29,6 @@ NUM_EDIT_TEMPLATE_TOKENS = 64
 """Leading tokens of the template, dropped after encoding."""
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 _PAD = "<|image_pad|>"
-CONDITION_AREA = 384 * 384
-"""Pixels at which the text encoder of Qwen-Image-Edit-2509 sees a source image."""
 
 
 class QwenImageEditAdapter(QwenImageAdapter):
