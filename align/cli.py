@@ -123,7 +123,13 @@ def dispatch(name: str, arguments: list[str]) -> int:
 
         print(f"winsome {version('winsome')}")
         return 0
-    args = command_parser(name).parse_args(arguments)
+    parser = command_parser(name)
+    args, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments of one run only: key=value after an option are left over.
+    if "overrides" in args and all("=" in text and not text.startswith("-") for text in rest):
+        args.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return load_command(name).run(args) or 0
 
 

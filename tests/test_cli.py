@@ -75,6 +75,16 @@ def test_each_help_has_an_example_that_parses(name):
                 parser.parse_args(shlex.split(example)[2:])
 
 
+def test_settings_may_stand_before_and_after_options(capsys):
+    command = ["plan", "configs/dpo/qwen_image_full.yaml", "batch_size=64", "--gpu", "h800-80gb"]
+    assert cli.main([*command, "objective.beta=1", "lora.rank=4"]) == 0
+    assert " 36,691,968 trained" in capsys.readouterr().out
+    for wrong in ("lora.rank", "--rank=4"):
+        with pytest.raises(SystemExit):
+            cli.main([*command, wrong])
+        assert f"unrecognized arguments: {wrong}" in capsys.readouterr().err
+
+
 def test_no_news_is_kept_back_and_news_is_not():
     program = """
 import logging, os
