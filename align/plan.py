@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from align.config import GRPOConfig
 from align.ledger import state_bytes_per_parameter
@@ -61,9 +61,25 @@ MACHINE_GB_PER_S = 340.0
 
 GEMM, ATTENTION_FORWARD, ATTENTION_BACKWARD, BANDWIDTH = 0.71, 0.64, 0.51, 0.9
 """Shares of the peaks that matrix products, attention and elementwise work reach."""
-ELEMENTWISE = {"stock": (91.2, 184.4), "joint": (122.3, 215.6), "compiled": (33.7, 69.9)}
-"""Forward and backward traffic for each token and block, in units of the model's width. Counted of
-eager blocks (`benchmarks.cpu`); joint ones turn in real numbers, which pays when compiled."""
+
+
+class Elementwise(NamedTuple):
+    """Traffic for each token and block, in units of the model's width."""
+
+    forward: float
+    backward: float
+    selective_again: float
+    """What selective recomputation adds to the backward pass."""
+    full_again: float
+
+
+ELEMENTWISE = {
+    "stock": Elementwise(91.2, 184.4, 91.2, 91.2),
+    "joint": Elementwise(122.3, 215.6, 122.3, 122.3),
+    "compiled": Elementwise(35.0, 70.5, 24.0, 29.1),
+}
+"""Counted (`benchmarks.cpu`): joint blocks turn in real numbers, which pays when compiled; of
+compiled ones, what Inductor generates for a processor."""
 WIDENING = {"fp8": 19.0, "nf4": 22.5}
 """Bytes moved for each weight that is widened from its code in eager torch (counted)."""
 WORKSPACE = 3 * GIB
@@ -296,23 +312,32 @@ def _seconds(gpu: Gpu, linear: float, attention: float, rate: float, traffic: fl
 def _pass_seconds(workload: Workload, gpu: Gpu) -> tuple[float, float]:
     """Of one sample: a forward and a backward pass without recomputation."""
     shape, tokens = workload.shape, workload.tokens
+    moved, unit = _elementwise(workload)
+    forward = _seconds(gpu, *shape.forward_flops(tokens), ATTENTION_FORWARD, moved.forward * unit)
+    flops = shape.backward_flops(tokens, lora=workload.config.lora is not None)
+    return forward, _seconds(gpu, *flops, ATTENTION_BACKWARD, moved.backward * unit)
+
+
+def _elementwise(workload: Workload) -> tuple[Elementwise, int]:
+    """Traffic of one sample, and the bytes of its unit."""
     kind = "compiled" if workload.config.compile else "stock"
     if workload.config.blocks == "joint" and not workload.config.compile:
         kind = "joint"
-    unit = tokens.total * shape.width * workload.element_size * shape.num_layers
-    there, back = (units * unit for units in ELEMENTWISE[kind])
-    forward = _seconds(gpu, *shape.forward_flops(tokens), ATTENTION_FORWARD, there)
-    flops = shape.backward_flops(tokens, lora=workload.config.lora is not None)
-    return forward, _seconds(gpu, *flops, ATTENTION_BACKWARD, back)
+    shape = workload.shape
+    unit = workload.tokens.total * shape.width * workload.element_size * shape.num_layers
+    return ELEMENTWISE[kind], unit
 
 
 def _compute(workload: Workload, gpu: Gpu, samples: int, micro: int) -> tuple[float, float]:
     """Seconds and useful FLOPs of training ``samples``, ``micro`` at a time."""
     forward, backward = _pass_seconds(workload, gpu)
-    again = {"none": 0.0, "full": forward}.get(workload.recompute)
-    if again is None:  # selective: elementwise work alone
-        linear, attention = workload.shape.forward_flops(workload.tokens)
-        again = forward - _seconds(gpu, linear, attention, ATTENTION_FORWARD, 0)
+    moved, unit = _elementwise(workload)
+    again = 0.0
+    if workload.recompute == "selective":
+        again = _seconds(gpu, 0, 0, 1.0, moved.selective_again * unit)
+    elif workload.recompute == "full":
+        flops = workload.shape.forward_flops(workload.tokens)
+        again = _seconds(gpu, *flops, ATTENTION_FORWARD, moved.full_again * unit)
     reference = 0.0 if workload.reference == "cached" else forward
     if workload.reference == "streamed":  # once a micro-batch, beside the computing
         size = _loaded_size(workload, "none") * workload.shape.parameters

@@ -145,6 +145,17 @@ CPU = (
         lambda raw: raw["selective_flops"] / raw["stock_flops"],
     ),
     Bar(
+        "cpu.compiled_traffic_ratio",
+        "share",
+        "bytes of elementwise work of a compiled joint block, forward and backward, as Inductor "
+        "plans its kernels for a processor",
+        "those of diffusers' eager block",
+        lambda raw: (
+            (raw["none_forward_bytes"] + raw["none_backward_bytes"])
+            / (raw["stock_forward_bytes"] + raw["stock_backward_bytes"])
+        ),
+    ),
+    Bar(
         "cpu.dpo_forwards_ratio",
         "x",
         "FLOPs of a DPO pair with full checkpointing and a live reference, over ours, each cached "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,8 @@ from diffusers.models.transformers.transformer_qwenimage import (
     QwenImageTransformerBlock,
 )
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
+from torch._inductor import metrics
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -120,6 +124,10 @@ class _OneBlock(nn.Module):
         """A call of the block on one sample and the tensors that exist before it."""
         if recompute != "none":
             install_blocks(self, BlockSettings("joint", recompute))
+        return self.inputs(text, side)
+
+    def inputs(self, text: int, side: int) -> tuple[BlockCall, list[Tensor]]:
+        """The same of the block as it is."""
         dtype, generator = next(self.parameters()).dtype, torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
@@ -176,6 +184,52 @@ def measure_traffic(
             raw[f"{name}_{way}_bytes"] = found.bytes
             raw[f"{name}_{way}_launches"] = found.launches
     return raw
+
+
+def measure_compiled(
+    heads: int = 2, head_dim: int = 128, text: int = 64, side: int = 16
+) -> dict[str, Any]:
+    """Bytes that the kernels move which Inductor generates for a joint block, beside the products
+    and the attention that it calls, for each way of recomputation; and those of the eager block.
+
+    Inductor plans for the processor here; on a GPU it may fuse otherwise.
+    """
+    raw: dict[str, Any] = measure_traffic(heads, head_dim, text, side)
+    modes: tuple[Recompute, ...] = ("none", "selective", "full")
+    with _inductor_counts() as taken, inductor_config.patch(force_disable_caches=True):
+        for mode in modes:
+            torch.compiler.reset()
+            module = _OneBlock(heads, head_dim, torch.bfloat16)
+            install_blocks(module, BlockSettings("joint", mode, compile=True))
+            call, _ = module.inputs(text, side)
+            outputs = call()
+            raw[f"{mode}_forward_bytes"], raw[f"{mode}_forward_launches"] = taken()
+            torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+            raw[f"{mode}_backward_bytes"], raw[f"{mode}_backward_launches"] = taken()
+    return raw
+
+
+@contextmanager
+def _inductor_counts() -> Iterator[Callable[[], tuple[int, int]]]:
+    """A function that says how many bytes the generated kernels move of what was compiled since it
+    was last asked, and how many these are."""
+    # Inductor counts where this logger would print.
+    logger = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
+    level, spreads = logger.level, logger.propagate
+
+    def take() -> tuple[int, int]:
+        moved = [4 * size for node, size in metrics.nodes_num_elem if size and not node.is_extern()]
+        metrics.reset()
+        return sum(moved), len(moved)
+
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    metrics.reset()
+    try:
+        yield take
+    finally:
+        logger.setLevel(level)
+        logger.propagate = spreads
 
 
 def measure_pair(layers: int = 8) -> dict[str, Any]:

@@ -47,11 +47,12 @@ def measure_tiny(args: argparse.Namespace) -> None:
 
 def measure_cpu(args: argparse.Namespace) -> None:
     """What is counted, not timed: activations, FLOPs, optimizer states and collectives."""
-    from benchmarks.cpu import measure_optimizer, measure_pair, measure_recompute
+    from benchmarks.cpu import measure_compiled, measure_optimizer, measure_pair, measure_recompute
     from benchmarks.modulation import measure_modulation
 
     command = "python -m benchmarks.measure cpu"
     record(["cpu.saved_bytes_ratio", "cpu.recompute_flops_ratio"], measure_recompute(), command)
+    record(["cpu.compiled_traffic_ratio"], measure_compiled(), command)
     record(["cpu.dpo_forwards_ratio"], measure_pair(), command)
     record(["cpu.optimizer_bytes_per_param"], measure_optimizer(), command)
     record(["cpu.modulation_traffic_ratio"], measure_modulation(), command)
