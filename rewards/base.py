@@ -33,7 +33,7 @@ class ScoringError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RewardItem:
-    """One sample to score: an image, its latents, or both, and the prompt it was drawn for."""
+    """One sample to score: an image, its latents, or both, and what it was drawn for."""
 
     sample_id: str
     group_id: str
@@ -43,6 +43,9 @@ class RewardItem:
     latents: Tensor | None = None
     """(C, h, w), normalised, at sigma 0."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    source_images: Sequence[Image] = ()
+    """The pictures that the prompt edits, in its order, upright RGB of their own sizes; empty: the
+    prompt draws. Items that share a picture hold one object, so that it is read once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,14 +18,17 @@ from rewards.service.schema import WireScore
 __all__ = ["ScoreCache", "cache_key"]
 
 
-def cache_key(item: RewardItem, png: bytes, scorer: str, version: str) -> str:
+def cache_key(
+    item: RewardItem, png: bytes, scorer: str, version: str, source_pngs: Sequence[bytes] = ()
+) -> str:
     """Names a score by all that it depends on.
 
-    That is the prompt, the metadata, the image's bytes, and the scorer's name and version; the
-    version holds its weights and configuration.
+    That is the prompt, the metadata, the bytes of the image and of each source image in its order,
+    and the scorer's name and version; the version holds its weights and configuration.
     """
     metadata = json.dumps(dict(item.metadata), sort_keys=True, ensure_ascii=False, default=str)
-    parts = (item.prompt, metadata, hashlib.sha256(png).hexdigest(), scorer, version)
+    image, *sources = (hashlib.sha256(data).hexdigest() for data in (png, *source_pngs))
+    parts = (item.prompt, metadata, image, scorer, version, *sources)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -17,6 +17,7 @@ from rewards.service.schema import (
     ScoreResponse,
     WireItem,
     encode_png,
+    encode_sources,
     parse,
 )
 
@@ -68,7 +69,10 @@ class RemoteScorer:
         scores: list[Score | None] = [None] * len(items)
         keys: list[str] = [""] * len(items)
         asked: list[tuple[int, WireItem]] = []
-        for index, item in enumerate(items):
+        for index, (item, sources) in enumerate(zip(items, encode_sources(items), strict=True)):
+            if isinstance(sources, str):
+                scores[index] = Score(None, error=sources)
+                continue
             if item.image is None:
                 scores[index] = Score(None, error="a remote scorer needs an image, there is none")
                 continue
@@ -78,10 +82,10 @@ class RemoteScorer:
                 scores[index] = Score(None, error=f"the image cannot be read: {error}")
                 continue
             if self._cache is not None:
-                keys[index] = cache_key(item, png, self.spec.name, self.spec.version)
+                keys[index] = cache_key(item, png, self.spec.name, self.spec.version, sources)
                 scores[index] = self._cache.get(keys[index])
             if scores[index] is None:
-                asked.append((index, WireItem.pack(item, png)))
+                asked.append((index, WireItem.pack(item, png, sources)))
         rows = [items[index] for index, _ in asked]
         places = batch_places(rows, self.settings.batch_size, self.spec.groupwise)
         batches = [[asked[place] for place in batch] for batch in places]

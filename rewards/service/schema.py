@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from PIL import Image
@@ -26,10 +27,11 @@ __all__ = [
     "WireItem",
     "WireScore",
     "encode_png",
+    "encode_sources",
     "parse",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised with every change that an older side would misread."""
 
 M = TypeVar("M", bound=BaseModel)
@@ -50,39 +52,54 @@ class WireItem(_Message):
     metadata: dict[str, Any] = Field(default_factory=dict)
     png: str
     """Base64; lossless, because JPEG changes detail scores."""
+    source_pngs: list[str] = Field(default_factory=list)
+    """The same of each picture that the prompt edits, in its order."""
 
     @classmethod
-    def pack(cls, item: RewardItem, png: bytes) -> WireItem:
+    def pack(cls, item: RewardItem, png: bytes, source_pngs: Sequence[bytes] = ()) -> WireItem:
         return cls(
             sample_id=item.sample_id,
             group_id=item.group_id,
             prompt=item.prompt,
             metadata=dict(item.metadata),
             png=base64.b64encode(png).decode("ascii"),
+            source_pngs=[base64.b64encode(source).decode("ascii") for source in source_pngs],
         )
 
-    def unpack(self) -> RewardItem:
-        """Raises SchemaError for what is no PNG."""
-        try:
-            image = Image.open(
-                io.BytesIO(base64.b64decode(self.png, validate=True)), formats=["PNG"]
-            )
-            image.load()
-        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SchemaError(
-                f"the image of sample {self.sample_id!r} is no PNG: {error}"
-            ) from None
+    def unpack(self, sources: dict[str, PILImage] | None = None) -> RewardItem:
+        """The item, decoded.
+
+        Args:
+            sources: source images of other items by their Base64, which this one adds to: what
+                items share is decoded once.
+
+        Raises:
+            SchemaError: an image is no PNG; names the sample.
+        """
+        known = {} if sources is None else sources
+        for number, png in enumerate(self.source_pngs, start=1):
+            if png not in known:
+                known[png] = self._decode(png, f"source image {number}")
         return RewardItem(
             sample_id=self.sample_id,
             group_id=self.group_id,
             prompt=self.prompt,
-            image=image,
+            image=self._decode(self.png, "the image"),
             metadata=self.metadata,
+            source_images=tuple(known[png] for png in self.source_pngs),
         )
+
+    def _decode(self, png: str, what: str) -> PILImage:
+        try:
+            image = Image.open(io.BytesIO(base64.b64decode(png, validate=True)), formats=["PNG"])
+            image.load()
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise SchemaError(f"{what} of sample {self.sample_id!r} is no PNG: {error}") from None
+        return image
 
 
 class ScoreRequest(_Message):
-    wire: Literal[2] = SCHEMA
+    wire: Literal[3] = SCHEMA
     scorer: str
     items: Annotated[list[WireItem], Field(max_length=4096)]
 
@@ -117,7 +134,7 @@ class WireScore(_Message):
 
 
 class ScoreResponse(_Message):
-    wire: Literal[2] = SCHEMA
+    wire: Literal[3] = SCHEMA
     scorer: str
     version: str
     scores: list[WireScore]
@@ -142,7 +159,7 @@ class ScorerInfo(_Message):
 
 
 class Health(_Message):
-    wire: Literal[2] = SCHEMA
+    wire: Literal[3] = SCHEMA
     ready: bool
     """False until every scorer is loaded."""
     scorers: list[ScorerInfo]
@@ -177,3 +194,21 @@ def encode_png(image: PILImage) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def encode_sources(items: Sequence[RewardItem]) -> list[tuple[bytes, ...] | str]:
+    """Of each item its source images as PNG, or why one cannot be read; a picture that several
+    items share is encoded once."""
+    pngs: dict[int, bytes] = {}
+    found: list[tuple[bytes, ...] | str] = []
+    for item in items:
+        try:
+            for image in item.source_images:
+                if id(image) not in pngs:
+                    pngs[id(image)] = encode_png(image)
+        except (OSError, SyntaxError) as error:
+            number = 1 + [id(image) in pngs for image in item.source_images].index(False)
+            found.append(f"source image {number} cannot be read: {error}")
+        else:
+            found.append(tuple(pngs[id(image)] for image in item.source_images))
+    return found

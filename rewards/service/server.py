@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from PIL.Image import Image as PILImage
+
 from rewards.base import RewardItem, Scorer
 from rewards.service.schema import (
     Health,
@@ -181,7 +183,8 @@ class RewardServer:
         scorer = self._scorers.get(request.scorer)
         if scorer is None:
             raise _Refused(404, f"no scorer {request.scorer!r}; there is {sorted(self._scorers)}")
-        items = [item.unpack() for item in request.items]
+        sources: dict[str, PILImage] = {}
+        items = [item.unpack(sources) for item in request.items]
         job = _Job(scorer, items, time.monotonic() + self.settings.request_timeout)
         try:
             self._jobs.put_nowait(job)

@@ -55,7 +55,7 @@ def hasty(url, deadline, **options):
 
 
 HEALTH = {
-    "wire": 2,
+    "wire": 3,
     "ready": True,
     "scorers": [
         {

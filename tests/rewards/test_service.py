@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from red_scorer import HEALTH, ITEMS, QUICK, Red, hasty, item, truth
 
 from rewards.base import RewardItem, Score, ScorerSpec
@@ -97,17 +98,63 @@ def test_a_group_stays_together_and_is_not_cached_where_scores_depend_on_it():
         assert [score.value for score in remote.score(mixed[2:])] == [0, 1, 0]
 
 
+class Sources:
+    """Keeps what it is sent; scores by the sizes of the source images, in their order."""
+
+    spec = ScorerSpec("sources", "1", (), frozenset({"image"}), "pixels")
+
+    def __init__(self):
+        self.items = []
+
+    def score(self, items):
+        self.items += items
+        return [
+            Score(sum(10.0**place * image.width for place, image in enumerate(item.source_images)))
+            for item in items
+        ]
+
+
+def test_source_images_arrive_as_they_were_sent_and_are_part_of_what_is_known(tmp_path):
+    ramp = Image.new("RGB", (300, 5))
+    ramp.putdata([(x % 256, x // 256, 7) for x in range(300 * 5)])
+    first, second = ramp.crop((0, 0, 3, 5)), ramp.crop((0, 0, 8, 5))
+    asked = [
+        replace(item(1), sample_id=str(index), source_images=sources)
+        for index, sources in enumerate(
+            ((first, second), (second, first), (first,), (), (ramp, first))
+        )
+    ]
+    scorer = Sources()
+    (tmp_path / "torn.png").write_bytes(encode_png(ramp)[:70])
+    with RewardServer(lambda: [scorer]) as server, Image.open(tmp_path / "torn.png") as torn:
+        server.wait_until_ready()
+        remote = RemoteScorer(server.url, settings=QUICK, cache=ScoreCache())
+        assert [score.value for score in remote.score(asked)] == [83.0, 38.0, 3.0, 0.0, 330.0]
+        assert len(scorer.items) == 5
+        remote.score(asked)
+        assert len(scorer.items) == 5
+        (lost,) = remote.score([replace(item(1), source_images=(first, torn))])
+        assert "source image 2 cannot be read" in str(lost.error)
+    for sent, got in zip(asked, sorted(scorer.items, key=lambda i: i.sample_id), strict=True):
+        for one, other in zip(sent.source_images, got.source_images, strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
 def test_the_cache_knows_prompt_image_scorer_and_version():
     png = encode_png(ITEMS[0].image)
+    other = encode_png(ITEMS[1].image)
     keys = {
         cache_key(ITEMS[0], png, "red", "1"),
+        cache_key(ITEMS[0], png, "red", "1", [png]),
+        cache_key(ITEMS[0], png, "red", "1", [png, other]),
+        cache_key(ITEMS[0], png, "red", "1", [other, png]),
         cache_key(item(0, "q"), png, "red", "1"),
-        cache_key(ITEMS[0], encode_png(ITEMS[1].image), "red", "1"),
+        cache_key(ITEMS[0], other, "red", "1"),
         cache_key(ITEMS[0], png, "blue", "1"),
         cache_key(ITEMS[0], png, "red", "2"),
         cache_key(RewardItem("s", "g", "p", metadata={"lang": "en"}), png, "red", "1"),
     }
-    assert len(keys) == 6
+    assert len(keys) == 9
 
 
 def test_the_oldest_score_leaves_a_full_cache():
@@ -180,11 +227,14 @@ def test_a_token_is_asked_for_and_required_off_the_loopback():
 
 def test_wrong_requests_are_refused_with_their_fault(server):
     good = ScoreRequest(scorer="red", items=[WireItem.pack(ITEMS[0], b"GIF89a")])
+    png = encode_png(ITEMS[0].image)
+    torn = ScoreRequest(scorer="red", items=[WireItem.pack(ITEMS[0], png, [png, png[:50]])])
     cases = [
         ("GET", "/", None, 404, "nothing at /"),
         ("POST", "/v1/score", "[", 400, "not JSON"),
-        ("POST", "/v1/score", '{"wire": 1}', 400, "schema version 1, expected 2"),
+        ("POST", "/v1/score", '{"wire": 2}', 400, "schema version 2, expected 3"),
         ("POST", "/v1/score", good.model_dump_json(), 400, "sample 's0' is no PNG"),
+        ("POST", "/v1/score", torn.model_dump_json(), 400, "source image 2 of sample 's0' is no"),
         ("POST", "/v1/score", ScoreRequest(scorer="x", items=[]).model_dump_json(), 404, "['red']"),
     ]
     for method, path, body, status, message in cases:
@@ -207,12 +257,13 @@ print(sorted({"torch", "numpy", "transformers", "diffusers", "trl"} & set(sys.mo
 # The contract: written down here, so that neither side changes it alone --------------------------
 
 REQUEST = {
-    "wire": 2,
+    "wire": 3,
     "scorer": "red",
-    "items": [{"sample_id": "s", "group_id": "g", "prompt": "p", "metadata": {}, "png": ""}],
-}
+    "items": [{"sample_id": "s", "group_id": "g", "prompt": "p", "metadata": {}, "png": "",
+               "source_pngs": ["x", "y"]}],
+}  # fmt: skip
 RESPONSE = {
-    "wire": 2,
+    "wire": 3,
     "scorer": "red",
     "version": "1",
     "scores": [
@@ -234,7 +285,7 @@ RESPONSE = {
 def test_the_wire_format_is_this(cls, tree):
     message = parse(cls, json.dumps(tree).encode())
     assert json.loads(message.model_dump_json()) == tree
-    for broken in ({**tree, "more": 1}, {**tree, "wire": 1}, []):
+    for broken in ({**tree, "more": 1}, {**tree, "wire": 2}, []):
         with pytest.raises(SchemaError):
             parse(cls, json.dumps(broken).encode())
 

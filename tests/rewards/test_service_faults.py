@@ -70,7 +70,7 @@ def reply(connection, status, text, cut=None):
 
 
 def respond(connection, scores, **changes):
-    tree = {"wire": 2, "scorer": "red", "version": "1", "scores": scores} | changes
+    tree = {"wire": 3, "scorer": "red", "version": "1", "scores": scores} | changes
     reply(connection, 200, json.dumps(tree))
 
 
@@ -85,12 +85,12 @@ DEEDS = {
     "vanish": lambda c, s: None,
     "hang": lambda c, s: time.sleep(0.8),
     "drip": drip,
-    "cut": lambda c, s: reply(c, 200, json.dumps({"wire": 2}), cut=60),
+    "cut": lambda c, s: reply(c, 200, json.dumps({"wire": 3}), cut=60),
     "garbage": lambda c, s: c.sendall(b"\x00\x01garbage\r\n\r\n"),
     "not json": lambda c, s: reply(c, 200, "<html>0</html>"),
     "zero": lambda c, s: reply(c, 200, "0"),
     "empty": lambda c, s: reply(c, 200, ""),
-    "nan": lambda c, s: reply(c, 200, '{"wire":2,"scorer":"red","version":"1","scores":[NaN]}'),
+    "nan": lambda c, s: reply(c, 200, '{"wire":3,"scorer":"red","version":"1","scores":[NaN]}'),
     "overloaded": lambda c, s: reply(c, 429, '{"error": "busy"}'),
     "500 with zeros": lambda c, s: reply(c, 500, json.dumps([0.0] * len(s))),
     "unauthorised": lambda c, s: reply(c, 401, "{}"),
