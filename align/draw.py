@@ -106,7 +106,7 @@ class Drawer:
         """Of each request; what several of them share is encoded once."""
         area = self.config.source_area
         unique = {request.identity: request for request in requests}
-        pictures = [[source.picture() for source in r.sources] for r in unique.values()]
+        pictures = [request.pictures() for request in unique.values()]
         cond = self.adapter.encode_prompts([r.prompt for r in unique.values()], pictures, area)
         latents = tuple(
             torch.stack([self.adapter.encode_source(picture, area) for picture in column])

@@ -310,6 +310,7 @@ class GRPOLoop:
         if self._scores_images:
             latents = [None] * len(latents)
         groups = [group for group in rollout.groups for _ in range(group.size)]
+        pictures = {group.id: group.request.pictures() for group in rollout.groups}
         items = [
             RewardItem(
                 sample_id=sample_id,
@@ -318,6 +319,7 @@ class GRPOLoop:
                 image=image,
                 latents=row,
                 metadata={"category": group.prompt.category, **group.prompt.metadata},
+                source_images=pictures[group.id],
             )
             for sample_id, group, image, row in zip(
                 rollout.sample_ids, groups, images, latents, strict=True

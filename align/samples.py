@@ -178,6 +178,7 @@ class Samples:
     def _measure(self, images: Sequence[Image.Image]) -> dict[str, float]:
         if self._gold is None:
             return {}
+        pictures = {name: request.pictures() for name, request in self._requests.items()}
         items = [
             RewardItem(
                 sample_id=f"{prompt.id}/{index}",
@@ -185,6 +186,7 @@ class Samples:
                 prompt=prompt.text,
                 image=image,
                 metadata={"category": prompt.category, **prompt.metadata},
+                source_images=pictures[prompt.id],
             )
             for (prompt, index), image in zip(self.cells, images, strict=True)
         ]

@@ -26,7 +26,7 @@ from PIL import Image
 
 from align.checkpoint import atomic_write
 from align.config import DrawConfig, EvalConfig, GenerateConfig, dump_config
-from align.data.rows import iterate_prompts
+from align.data.rows import Request, iterate_prompts, iterate_requests
 from align.generate import generate
 from annotate.records import Candidate, Prompt
 from rewards.base import RewardItem, Score, Scorer, batch_places, complete_scores
@@ -63,13 +63,13 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
     if len(set(names)) < len(names):
         raise ValueError(f"two scorers have one name, and one line in the report: {names}")
     drawn = {model.name: _draw(config, i) for i, model in enumerate(config.models)}
-    prompts = list(iterate_prompts(config.prompts, config.splits))
+    asked = list(iterate_requests(config.prompts, config.splits))
     values: dict[str, dict[str, list[float | None]]] = {}
     truncated: dict[str, float] = {}
     for judge in judges:
         spec = judge.scorer.spec
         of_models = {
-            name: _scores(config.output_dir / "models" / name, prompts, rows, judge.scorer)
+            name: _scores(config.output_dir / "models" / name, asked, rows, judge.scorer)
             for name, rows in drawn.items()
         }
         truncated[spec.name] = _share_truncated(of_models)
@@ -82,7 +82,7 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
     clusters = [c.prompt_id for c in next(iter(drawn.values()))]
     baseline = config.models[0].name
     report = {
-        "prompts": len(prompts),
+        "prompts": len(asked),
         "images_per_prompt": config.candidates,
         "seed": config.seed,
         "baseline": baseline,
@@ -103,7 +103,7 @@ def evaluate_models(config: EvalConfig, scorers: Sequence[Scorer] = ()) -> dict[
             for line, of_models in values.items()
         },
     }
-    _write(config, report, prompts, drawn)
+    _write(config, report, [prompt for prompt, _ in asked], drawn)
     return report
 
 
@@ -152,12 +152,15 @@ def _draw(config: EvalConfig, place: int) -> list[Candidate]:
 
 
 def _scores(
-    folder: Path, prompts: Sequence[Prompt], candidates: Sequence[Candidate], scorer: Scorer
+    folder: Path,
+    asked: Sequence[tuple[Prompt, Request]],
+    candidates: Sequence[Candidate],
+    scorer: Scorer,
 ) -> list[Score]:
-    prompt_of = {prompt.id: prompt for prompt in prompts}
+    of_prompt = {prompt.id: (prompt, request) for prompt, request in asked}
     items = []
     for candidate in candidates:
-        prompt = prompt_of[candidate.prompt_id]
+        prompt, _ = of_prompt[candidate.prompt_id]
         items.append(
             RewardItem(
                 sample_id=candidate.id,
@@ -168,6 +171,8 @@ def _scores(
         )
     found: dict[int, Score] = {}
     for places in batch_places(items, BATCH, scorer.spec.groupwise):
+        names = {items[place].group_id for place in places}
+        pictures = {name: of_prompt[name][1].pictures() for name in names}
         with ExitStack() as stack:
             shown = [
                 replace(
@@ -175,6 +180,7 @@ def _scores(
                     image=stack.enter_context(
                         Image.open(folder / "images" / f"{candidates[place].image_sha256}.png")
                     ),
+                    source_images=pictures[items[place].group_id],
                 )
                 for place in places
             ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from rewards.agreement import Scores, fit_temperature, scored_pairs
 from rewards.audit import audit_biases
 from rewards.base import RewardItem, Score, Scorer, ScoringError, batch_places
 from rewards.evaluate import build_report, validation_thresholds
-from rewards.images import open_candidate
+from rewards.images import SourcePictures, open_candidate
 from rewards.judgements import CandidateSet, candidate_sets
 
 __all__ = ["audit_scorer", "measure_scorer"]
@@ -100,7 +100,9 @@ def audit_scorer(
     """`rewards.audit.audit_biases` on the first prompts of a split, by id."""
     sets = {s.prompt.id: s for s in candidate_sets(snapshot) if s.prompt.split == split}
     chosen = [sets[prompt_id] for prompt_id in sorted(sets)[:num_prompts]]
-    return audit_biases(scorer, snapshot, [item for s in chosen for item in _items(snapshot, s)])
+    pictures = SourcePictures(snapshot)
+    items = [_item(snapshot, s, name, pictures) for s in chosen for name in s.candidate_ids]
+    return audit_biases(scorer, snapshot, items)
 
 
 def _by_question(given: Mapping[str, Score], questions: Sequence[str]) -> Scores:
@@ -120,9 +122,10 @@ def _score_all(
     places = {name: s for s in sets for name in s.candidate_ids}
     bare = [RewardItem(name, s.prompt.id, s.prompt.text) for name, s in places.items()]
     found: dict[str, Score] = {}
+    pictures = SourcePictures(snapshot)
     for batch in batch_places(bare, BATCH, scorer.spec.groupwise):
         names = [bare[place].sample_id for place in batch]
-        items = [_item(snapshot, places[name], name) for name in names]
+        items = [_item(snapshot, places[name], name, pictures) for name in names]
         for item, score in zip(items, scorer.score(items), strict=True):
             if score.error is not None:
                 raise ScoringError(
@@ -133,11 +136,9 @@ def _score_all(
     return found
 
 
-def _items(snapshot: Snapshot, candidates: CandidateSet) -> Iterator[RewardItem]:
-    return (_item(snapshot, candidates, name) for name in candidates.candidate_ids)
-
-
-def _item(snapshot: Snapshot, candidates: CandidateSet, name: str) -> RewardItem:
+def _item(
+    snapshot: Snapshot, candidates: CandidateSet, name: str, pictures: SourcePictures
+) -> RewardItem:
     prompt = candidates.prompt
     return RewardItem(
         sample_id=name,
@@ -145,4 +146,5 @@ def _item(snapshot: Snapshot, candidates: CandidateSet, name: str) -> RewardItem
         prompt=prompt.text,
         image=open_candidate(snapshot, snapshot.candidate_of[name]),
         metadata={"category": prompt.category, **prompt.metadata},
+        source_images=pictures.of(prompt),
     )

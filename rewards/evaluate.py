@@ -230,17 +230,18 @@ def audit_model(
         LeakError, ValueError: as `held_out_sets`.
     """
     from rewards.audit import audit_biases
-    from rewards.images import open_candidate
+    from rewards.images import SourcePictures, open_candidate
 
     by_prompt: dict[str, CandidateSet] = {}
     for candidates in held_out_sets(folder, snapshot, split):
         by_prompt.setdefault(candidates.prompt.id, candidates)
-    items = []
+    items, pictures = [], SourcePictures(snapshot)
     for prompt_id in sorted(by_prompt)[:num_prompts]:
-        candidates = by_prompt[prompt_id]
-        for name in candidates.candidate_ids:
+        prompt, sources = by_prompt[prompt_id].prompt, pictures.of(by_prompt[prompt_id].prompt)
+        for name in by_prompt[prompt_id].candidate_ids:
             picture = open_candidate(snapshot, snapshot.candidate_of[name])
-            items.append(RewardItem(name, prompt_id, candidates.prompt.text, image=picture))
+            item = RewardItem(name, prompt_id, prompt.text, image=picture, source_images=sources)
+            items.append(item)
     return audit_biases(scorer, snapshot, items)
 
 

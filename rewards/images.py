@@ -1,15 +1,19 @@
-"""A candidate's picture, as it was when it was labelled and as people see it."""
+"""Pictures of a snapshot, as they were when it was labelled and as people see them."""
 
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from annotate.records import Candidate, Snapshot
+from annotate.records import Candidate, Prompt, Snapshot
 
-__all__ = ["as_rgb", "open_candidate"]
+__all__ = ["SourcePictures", "as_rgb", "open_candidate"]
+
+_NUM_OPEN = 16
+"""Source pictures that stay decoded: sets of candidates come prompt by prompt."""
 
 
 def open_candidate(snapshot: Snapshot, candidate: Candidate) -> Image.Image:
@@ -19,13 +23,30 @@ def open_candidate(snapshot: Snapshot, candidate: Candidate) -> Image.Image:
         FileNotFoundError: there is none.
         ValueError: the file is not what was labelled, or no whole image; names it.
     """
-    data = snapshot.read_image(candidate)
+    return _open(snapshot, candidate)
+
+
+class SourcePictures:
+    """What the prompts of a snapshot ask to edit; a picture is decoded once for all candidates."""
+
+    def __init__(self, snapshot: Snapshot):
+        self._read = lru_cache(_NUM_OPEN)(lambda sha256: _open(snapshot, sha256))
+
+    def of(self, prompt: Prompt) -> tuple[Image.Image, ...]:
+        """Upright, in RGB, at its own size; empty for a prompt that draws. Raises as
+        `open_candidate`."""
+        return () if prompt.source_image is None else (self._read(prompt.source_image),)
+
+
+def _open(snapshot: Snapshot, name: Candidate | str) -> Image.Image:
+    data = snapshot.read_image(name)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return as_rgb(image)
+            # Trainers read a source image as its file says that it is turned.
+            return as_rgb(ImageOps.exif_transpose(image) if isinstance(name, str) else image)
     except (OSError, SyntaxError, ValueError) as error:
         # Pillow reports a damaged PNG chunk as SyntaxError.
-        path = snapshot.image_path(candidate)
+        path = snapshot.image_path(name)
         raise ValueError(f"the image {path} cannot be read: {error}") from error
 
 

@@ -258,7 +258,7 @@ class FeatureEncoder:
         )
         for start in range(0, len(requests), PROMPT_BATCH):
             batch = requests[start : start + PROMPT_BATCH]
-            pictures = [[source.picture() for source in request.sources] for request in batch]
+            pictures = [request.pictures() for request in batch]
             cond = adapter.encode_prompts([r.prompt for r in batch], pictures, area).to("cpu")
             for i, request in enumerate(batch):
                 row = cond.prompt_embeds[i]

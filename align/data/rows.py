@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from align.config import SFTDataConfig
@@ -50,6 +51,11 @@ class Request:
     def identity(self) -> tuple[str, ...]:
         """The words, then the digest of each source image."""
         return (self.prompt, *(source.sha256 for source in self.sources))
+
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """The source images, read anew: upright, in RGB, at their own sizes; raises as
+        `ImageFile.picture`."""
+        return tuple(source.picture() for source in self.sources)
 
     def without_words(self, words: str) -> Request:
         """The same images under other ``words``, for guidance."""

@@ -71,9 +71,9 @@ def build_mix(config: RewardMixConfig, folder: Path) -> tuple[RewardSource, list
 
 def snapshot_items(snapshot: Snapshot, limit: int | None = None) -> list[RewardItem]:
     """A snapshot's candidates as items to score, in the order of their ids."""
-    from rewards.images import open_candidate
+    from rewards.images import SourcePictures, open_candidate
 
-    items = []
+    items, pictures = [], SourcePictures(snapshot)
     for candidate in sorted(snapshot.candidates, key=lambda candidate: candidate.id)[:limit]:
         prompt = snapshot.prompt_of[candidate.prompt_id]
         items.append(
@@ -83,6 +83,7 @@ def snapshot_items(snapshot: Snapshot, limit: int | None = None) -> list[RewardI
                 prompt=prompt.text,
                 image=open_candidate(snapshot, candidate),
                 metadata={"category": prompt.category, **prompt.metadata},
+                source_images=pictures.of(prompt),
             )
         )
     return items

@@ -13,19 +13,28 @@ from PIL import Image
 from run_data import CAPTIONS, FirstChannel, dpo_config, grpo_config, losses, sft_config, write_data
 
 from align.checkpoint import read_json
-from align.config import GenerateConfig, JsonlPairsConfig, SFTDataConfig, SnapshotPairsConfig
+from align.config import (
+    EvalConfig,
+    GenerateConfig,
+    JsonlPairsConfig,
+    SFTDataConfig,
+    SnapshotPairsConfig,
+)
 from align.data.picks import read_lists, read_pairs, read_thumbs
 from align.data.rows import Request, iterate_requests, read_captioned_images
 from align.engine import Engine
 from align.generate import generate
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
+from align.scoreboard import evaluate_models
 from annotate.exports import export_jsonl
 from annotate.imports import import_folder
 from annotate.records import Candidate, Outcome, Prompt
 from annotate.settings import parse_config
 from annotate.snapshot import cut_snapshot
 from annotate.store import Answer, PreferenceStore
+from rewards.base import RewardItem, Score, ScorerSpec
+from rewards.scorers.build import BUILDERS
 
 AREA = 1024
 INSTRUCTIONS = ("make the circle blue", "remove the square", "move the circle to the left")
@@ -154,6 +163,59 @@ def test_a_run_draws_samples_of_edits_and_refuses_a_mixture(data, edit_folder, t
     samples = size | {"prompts": data / "prompts.jsonl"}
     with pytest.raises(ValueError, match="mixes prompts with and without source images"):
         train_sft(sft(data, edit_folder, tmp_path / "mixed", samples=samples, **changes))
+
+
+class Kept:
+    """Scores how near an image comes to the source that it edits, and keeps its items."""
+
+    spec = ScorerSpec("kept", "1", (), frozenset({"image"}))
+
+    def __init__(self) -> None:
+        self.items: list[RewardItem] = []
+
+    def score(self, items: list[RewardItem]) -> list[Score]:
+        self.items += items
+        # Read once for a group, not once for an image.
+        pictures = {id(item.source_images[0]) for item in items}
+        assert len(pictures) == len({item.group_id for item in items})
+        return [Score(self.nearness(item)) for item in items]
+
+    def nearness(self, item: RewardItem) -> float:
+        (source,) = item.source_images
+        image = np.asarray(item.image.convert("RGB").resize(source.size), dtype=float)
+        return -float(abs(image - np.asarray(source)).mean())
+
+    def check(self, data: Path, names: set[str]) -> None:
+        """Each item has the picture of its own prompt, at its own size."""
+        assert {item.group_id.rpartition("/")[2] for item in self.items} == names
+        for item in self.items:
+            with Image.open(data / f"source-{item.group_id[-1]}.png") as picture:
+                (source,) = item.source_images
+                assert (source.size, source.tobytes()) == ((40, 40), picture.tobytes())
+
+
+def test_scorers_of_a_run_and_of_models_side_by_side_see_the_source_of_each_prompt(
+    data, edit_folder, tmp_path, monkeypatch
+):
+    lines = (data / "prompts.jsonl").read_text().splitlines()
+    (data / "edits.jsonl").write_text("\n".join(lines[1::2]))
+    gold, reward, judge = Kept(), Kept(), Kept()
+    monkeypatch.setitem(BUILDERS, "text_rendering", lambda config: gold)
+    shown = {"prompts": data / "edits.jsonl", "height": 32, "width": 32, "num_steps": 2}
+    samples = {"every": 2, "source_area": AREA, "gold": {"type": "text_rendering"}}
+    changes = {"prompts": data / "edits.jsonl", "max_steps": 1, "save_every": 0}
+    run = grpo(data, edit_folder, tmp_path / "run", samples=shown | samples, **changes)
+    result = train_grpo(run, reward)
+    assert len(reward.items) == 2 * run.group_size
+    row = losses(result.folder)[1]
+    assert row["reward"] == pytest.approx(np.mean([reward.nearness(i) for i in reward.items]))
+    models = [{"name": "base", "model": str(edit_folder)}]
+    settings = {"output_dir": tmp_path / "eval", "models": models, "candidates": 2} | shown
+    settings |= {"source_area": AREA, "scorers": [{"type": "text_rendering"}], "progress": False}
+    config = parse_config(EvalConfig, settings).model_copy(update={"scorers": ()})
+    evaluate_models(config, [judge])
+    for scorer in (gold, reward, judge):
+        scorer.check(data, {"p1", "p3"})
 
 
 @pytest.mark.parametrize("algorithm", ["nft", "online_dpo"])
