@@ -15,7 +15,7 @@ from align.advantage import Advantages, decoupled_rewards, group_advantages
 from align.config import GRPOConfig, RewardModelConfig, load_config, resolve_model
 from align.data.batches import with_negatives
 from align.data.features import Features
-from align.data.rows import iterate_requests, sample_id
+from align.data.rows import Request, iterate_requests, sample_id
 from align.data.tasks import by_task, task_of_step
 from align.data_config import ResolutionConfig
 from align.decoding import Decoder
@@ -72,8 +72,8 @@ def _train_grpo(
     facts: dict[str, Any] = {}
     _refuse_gold_that_trains(config)
     if scorer is None:
-        texts = [group.prompt.text for group in groups]
-        scorer, facts = open_reward(config.reward, str(trainer.engine.device), texts)
+        requests = [group.request for group in groups]
+        scorer, facts = open_reward(config.reward, str(trainer.engine.device), requests)
     source = scorer if isinstance(scorer, RewardSource) else RewardSource(scorer)
     spec = source.scorer.spec
     found = trainer.begin(
@@ -110,9 +110,9 @@ def _refuse_gold_that_trains(config: GRPOConfig) -> None:
 
 
 def open_reward(
-    config: RewardModelConfig | None, device: str, prompts: Sequence[str]
+    config: RewardModelConfig | None, device: str, requests: Sequence[Request]
 ) -> tuple[Scorer | RewardSource, dict[str, Any]]:
-    """The reward of ``prompts`` that the settings name, past its gate, and facts for run.json."""
+    """The reward of ``requests`` that the settings name, past its gate, and facts for run.json."""
     if config is None:
         raise ValueError("GRPO needs a reward: give reward.path, the folder of a reward model")
     if config.path.suffix in MIX_FILES:
@@ -137,7 +137,8 @@ def open_reward(
             f"reward.weights names {unknown}; {config.path} scores {list(scorer.spec.components)}"
         )
     if isinstance(scorer.encoder, DiffusionEncoder):
-        scorer.encoder.prepare(prompts)
+        unique = {request.identity: request for request in requests}
+        scorer.encoder.prepare((r.prompt, r.pictures()) for r in unique.values())
     return scorer, {"path": str(config.path), "accuracy": report["accuracy"]}
 
 

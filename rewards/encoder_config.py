@@ -39,6 +39,9 @@ class DiffusionEncoderConfig(Config):
     latents and the prompt alone."""
     grid: int = Field(default=8, ge=2, le=64)
     """Image tokens are averaged to ``grid`` x ``grid``, whatever the resolution."""
+    source_area: int = Field(default=1024 * 1024, ge=32 * 32)
+    """Pixels that a picture which the prompt edits is brought to, in its own shape, for a base that
+    edits; the stock pipelines' number. Best that of the policy's ``rollout.source_area``."""
     batch_size: int = Field(default=32, ge=1)
     """Candidates per forward pass; without effect on the features."""
     dtype: Literal["float32", "bfloat16"] = "float32"

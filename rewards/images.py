@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps
 
 from annotate.records import Candidate, Prompt, Snapshot
 
-__all__ = ["SourcePictures", "as_rgb", "open_candidate"]
+__all__ = ["SourcePictures", "as_rgb", "open_candidate", "picture_sha256"]
 
 _NUM_OPEN = 16
 """Source pictures that stay decoded: sets of candidates come prompt by prompt."""
@@ -48,6 +49,12 @@ def _open(snapshot: Snapshot, name: Candidate | str) -> Image.Image:
         # Pillow reports a damaged PNG chunk as SyntaxError.
         path = snapshot.image_path(name)
         raise ValueError(f"the image {path} cannot be read: {error}") from error
+
+
+def picture_sha256(image: Image.Image) -> str:
+    """Names a picture by its pixels, from whatever file or message it came."""
+    head = f"{image.mode}/{image.width}x{image.height}/".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

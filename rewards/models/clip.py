@@ -28,7 +28,8 @@ _LINEAR = r".*\.layers\.\d+\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
 
 class ClipEncoder(NetworkEncoder):
-    """Reads images by the model's own processor and as much of the prompt as its window has."""
+    """Reads images by the model's own processor and as much of the prompt as its window has; it
+    looks at one picture, and at no source image."""
 
     def __init__(
         self,
@@ -67,7 +68,9 @@ class ClipEncoder(NetworkEncoder):
                 getattr(model, scale).requires_grad_(False)
         return cls(config, model.to(device), processor, tokenizer, files_sha256(folder))
 
-    def read(self, image: PILImage, prompt: str) -> dict[str, Tensor]:
+    def read(
+        self, image: PILImage, prompt: str, sources: Sequence[PILImage] = ()
+    ) -> dict[str, Tensor]:
         pixels = self._processor(images=[image], return_tensors="pt")["pixel_values"][0]
         # Always the whole window, as both families were trained; SigLIP has no mask at all.
         ids = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=self._room)[

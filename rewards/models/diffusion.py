@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +23,7 @@ from align.mmdit.adapters.base import Conditioning, ModelAdapter
 from align.mmdit.flow import interpolate, seeded_noise
 from rewards.base import RewardItem
 from rewards.encoder_config import EXECUTION, DiffusionEncoderConfig
+from rewards.images import picture_sha256
 from rewards.models.features import Features, collate
 
 if TYPE_CHECKING:
@@ -31,9 +34,16 @@ __all__ = ["DiffusionEncoder"]
 _MAX_REMEMBERED_PROMPTS = 4096
 _PROMPT_BATCH = 32
 
+_Asked = tuple[str, ...]
+"""A prompt's words, then the digest of each picture that it edits."""
+
 
 class DiffusionEncoder:
     """Image and text tokens after ``num_blocks`` blocks, beside the latents themselves.
+
+    A base that edits reads what the prompt edits as its trainers do: the text encoder looks at the
+    pictures, and their latents are further frames, of which no feature is made. A base that only
+    draws refuses them.
 
     Args:
         adapter: the base model. Its first blocks are copied: training the adapter's transformer
@@ -57,7 +67,7 @@ class DiffusionEncoder:
         self._device = next(self._transformer.parameters()).device
         self.tokenizer = adapter.tokenizer
         self.batch_size = 256
-        self._conditionings: dict[str, Conditioning] = {}
+        self._conditionings: dict[_Asked, Conditioning] = {}
         self.identity = {
             **config.model_dump(mode="json", exclude=EXECUTION),
             "base_sha256": adapter.model_sha256(),
@@ -98,14 +108,32 @@ class DiffusionEncoder:
         self._device = torch.device(device)
         return self
 
+    def source_fault(self, count: int) -> str | None:
+        try:
+            self._adapter.check_sources(count)
+        except ValueError as error:
+            return (
+                f"the reward model's base cannot read its source images: {error}; or an encoder of "
+                "type 'qwen_vl', which looks at any number"
+            )
+        return None
+
     @torch.inference_mode()
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Encode ``prompts`` now and lay the text encoder into host memory: beside a 20B model that
-        trains there is no room for it. Other prompts are encoded there later, slowly."""
-        unique = sorted(set(prompts))
-        for start in range(0, len(unique), _PROMPT_BATCH):
-            batch = unique[start : start + _PROMPT_BATCH]
-            self.remember(batch, self._adapter.encode_prompts(batch))
+    def prepare(self, prompts: Iterable[tuple[str, Sequence[Image]]]) -> None:
+        """Encode prompts with their source images now and lay the text encoder into host memory:
+        beside a 20B model that trains there is no room for it. Other prompts are encoded there
+        later, slowly.
+
+        Raises:
+            ValueError: the base cannot read the source images of a prompt; names it.
+        """
+        every = iter(prompts)
+        while batch := list(islice(every, _PROMPT_BATCH)):
+            for prompt, sources in batch:
+                if fault := self.source_fault(len(sources)):
+                    raise ValueError(f"the prompt {prompt!r}: {fault}")
+            asked = _name(batch)
+            self._remember(dict(zip(asked, (sources for _, sources in batch), strict=True)))
         cast(Any, self._adapter).text_encoder.to("cpu")
 
     @torch.inference_mode()
@@ -113,27 +141,29 @@ class DiffusionEncoder:
         """Features of items that carry latents or an image.
 
         Raises:
-            ValueError: an item has neither; the message names it.
+            ValueError: an item has neither, or source images that the base cannot read; the message
+                names it.
         """
+        for item in items:
+            if fault := self.source_fault(len(item.source_images)):
+                raise ValueError(f"sample {item.sample_id!r}: {fault}")
         latents = self._latents(items)
-        self._remember(sorted({item.prompt for item in items}))
-        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        asked = _name([(item.prompt, item.source_images) for item in items])
+        unique = dict(zip(asked, (item.source_images for item in items), strict=True))
+        self._remember(unique)
+        self._forget(len(unique))
+        alike: dict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
         for index, x_0 in enumerate(latents):
-            by_shape[x_0.shape].append(index)
+            sources = self._conditionings[asked[index]].sources
+            alike[x_0.shape, *(source.shape for source in sources)].append(index)
         found: dict[int, Features] = {}
-        for indices in by_shape.values():
+        for indices in alike.values():
             for start in range(0, len(indices), self._config.batch_size):
                 batch = indices[start : start + self._config.batch_size]
-                prompts = [items[index].prompt for index in batch]
                 stacked = torch.stack([latents[index] for index in batch])
-                found.update(zip(batch, self._encode_batch(stacked, prompts), strict=True))
+                features = self._encode_batch(stacked, [asked[index] for index in batch])
+                found.update(zip(batch, features, strict=True))
         return [found[index] for index in range(len(items))]
-
-    def remember(self, prompts: Sequence[str], conditioning: Conditioning) -> None:
-        """Take prompt embeddings made elsewhere, so that no text encoder is needed here."""
-        for index, prompt in enumerate(prompts):
-            # On the CPU: thousands of long prompts would fill a GPU.
-            self._conditionings[prompt] = conditioning.select([index]).trim().to("cpu")
 
     @torch.inference_mode()
     def fingerprint(self) -> list[float]:
@@ -197,16 +227,34 @@ class DiffusionEncoder:
                 latents.update(zip(batch, encoded.float(), strict=True))
         return latents
 
-    def _remember(self, prompts: Sequence[str]) -> None:
-        unknown = [prompt for prompt in prompts if prompt not in self._conditionings]
-        if unknown:
-            self.remember(unknown, self._adapter.encode_prompts(unknown))
-        while len(self._conditionings) > max(_MAX_REMEMBERED_PROMPTS, len(prompts)):
+    def _remember(self, asked: Mapping[_Asked, Sequence[Image]]) -> None:
+        """Encode what is not known yet."""
+        unknown = sorted(name for name in asked if name not in self._conditionings)
+        for start in range(0, len(unknown), _PROMPT_BATCH):
+            batch = unknown[start : start + _PROMPT_BATCH]
+            pictures = [[source.convert("RGB") for source in asked[name]] for name in batch]
+            self._encode_prompts(batch, pictures)
+
+    def _encode_prompts(self, asked: Sequence[_Asked], pictures: Sequence[Sequence[Image]]) -> None:
+        adapter, area = self._adapter, self._config.source_area
+        encoded = adapter.encode_prompts([prompt for prompt, *_ in asked], pictures, area)
+        latents: dict[str, Tensor] = {}
+        for row, (name, sources) in enumerate(zip(asked, pictures, strict=True)):
+            for digest, source in zip(name[1:], sources, strict=True):
+                if digest not in latents:
+                    latents[digest] = adapter.encode_source(source, area)[None].float()
+            frames = tuple(latents[digest] for digest in name[1:])
+            cond = replace(encoded.select([row]).trim(), sources=frames)
+            # On the CPU: thousands of long prompts would fill a GPU.
+            self._conditionings[name] = cond.to("cpu")
+
+    def _forget(self, num_needed: int) -> None:
+        while len(self._conditionings) > max(_MAX_REMEMBERED_PROMPTS, num_needed):
             oldest = next(iter(self._conditionings))
             del self._conditionings[oldest]
 
-    def _encode_batch(self, x_0: Tensor, prompts: Sequence[str]) -> list[Features]:
-        cond = Conditioning.cat([self._conditionings[prompt] for prompt in prompts])
+    def _encode_batch(self, x_0: Tensor, asked: Sequence[_Asked]) -> list[Features]:
+        cond = Conditioning.cat([self._conditionings[name] for name in asked])
         cond = cond.to(self._device)
         grid = self._config.grid
         images: list[Tensor] = [_latent_tokens(x_0, grid)]
@@ -228,6 +276,13 @@ class DiffusionEncoder:
             Features(image=image[i], text=text[i, : int(lengths[i])].clone(), stats=stats[i].cpu())
             for i in range(len(x_0))
         ]
+
+
+def _name(prompts: Sequence[tuple[str, Sequence[Image]]]) -> list[_Asked]:
+    """What names each prompt with its source images; a picture that several share is read once."""
+    pictures = {id(picture): picture for _, sources in prompts for picture in sources}
+    digests = {key: picture_sha256(picture) for key, picture in pictures.items()}
+    return [(prompt, *(digests[id(of)] for of in sources)) for prompt, sources in prompts]
 
 
 def _first_blocks(transformer: Any, num_blocks: int) -> Any:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from annotate.records import Snapshot
 from rewards.base import RewardItem
-from rewards.images import open_candidate
+from rewards.images import SourcePictures, open_candidate
 from rewards.judgements import CandidateSet
 
 __all__ = [
@@ -73,7 +73,7 @@ Inputs = Features | dict[str, Tensor]
 """What an encoder makes of one candidate: features, or what its network reads as it trains."""
 
 Bank = Mapping[tuple[str, str], Inputs]
-"""By (candidate id, prompt)."""
+"""By (candidate id, prompt). What a candidate's own prompt edits is read with it."""
 
 
 class CandidateEncoder(Protocol):
@@ -109,6 +109,11 @@ class CandidateEncoder(Protocol):
         """Tokens at the end of each prompt that are not read, for want of room."""
         ...
 
+    def source_fault(self, count: int) -> str | None:
+        """Why a prompt with so many source images cannot be read, and what can read it; None where
+        it can, or where the encoder looks at the drawn image alone."""
+        ...
+
     def fingerprint(self) -> list[float]:
         """A few numbers that tell what the base's weights in memory compute."""
         ...
@@ -131,30 +136,34 @@ def collate(features: Sequence[Features]) -> FeatureBatch:
 
 
 class FeatureCache:
-    """Features on disk, one file per (encoder, image, prompt): never stale, safe to share."""
+    """Features on disk, one file per (encoder, image, prompt, source image): never stale, safe to
+    share. A source is named by its SHA-256; None: the prompt draws."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
         self._identity = json.dumps(identity, sort_keys=True)
         name = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
         self.folder = folder / name
 
-    def path(self, image_sha256: str, prompt: str) -> Path:
-        key = json.dumps([self._identity, image_sha256, prompt])
+    def path(self, image_sha256: str, prompt: str, source: str | None = None) -> Path:
+        sources = [] if source is None else [source]
+        key = json.dumps([self._identity, image_sha256, prompt, *sources])
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
-    def load(self, image_sha256: str, prompt: str) -> Features | None:
+    def load(self, image_sha256: str, prompt: str, source: str | None = None) -> Features | None:
         """The stored features; None when there are none, or when the file is damaged."""
         try:
-            return Features(**load_file(self.path(image_sha256, prompt)))
+            return Features(**load_file(self.path(image_sha256, prompt, source)))
         except FileNotFoundError:
             return None
         except (SafetensorError, TypeError):
             # Written again by the caller.
             return None
 
-    def store(self, image_sha256: str, prompt: str, features: Features) -> None:
-        path = self.path(image_sha256, prompt)
+    def store(
+        self, image_sha256: str, prompt: str, features: Features, source: str | None = None
+    ) -> None:
+        path = self.path(image_sha256, prompt, source)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place: a reader, or a run that is killed, never sees half a file.
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -174,13 +183,15 @@ def extract_features(
 
     Raises:
         FileNotFoundError: an image is missing.
-        ValueError: an image was changed or cannot be read; the message names the file.
+        ValueError: an image was changed or cannot be read, named by its file; or the encoder cannot
+            read a candidate's source image, named by the candidate.
     """
-    sha256 = {candidate.id: candidate.image_sha256 for candidate in snapshot.candidates}
+    reader = _ItemReader(snapshot)
     bank: dict[tuple[str, str], Any] = {}
     missing: list[tuple[str, str]] = []
     for candidate_id, prompt in sorted(set(wanted)):
-        found = cache.load(sha256[candidate_id], prompt) if cache else None
+        image, source = reader.digests(candidate_id)
+        found = cache.load(image, prompt, source) if cache else None
         if found is None:
             missing.append((candidate_id, prompt))
         else:
@@ -188,14 +199,12 @@ def extract_features(
     with tqdm(total=len(missing), desc="features", unit="image", disable=None) as progress:
         for start in range(0, len(missing), chunk):
             part = missing[start : start + chunk]
-            ids = {candidate_id for candidate_id, _ in part}
-            # One picture object for all its prompts: the encoder then encodes it once.
-            images = {cid: open_candidate(snapshot, snapshot.candidate_of[cid]) for cid in ids}
-            items = [RewardItem(cid, "", prompt, image=images[cid]) for cid, prompt in part]
+            items = reader.items(part)
             for (cid, prompt), features in zip(part, encoder.encode(items), strict=True):
                 bank[cid, prompt] = features
                 if cache and isinstance(features, Features):
-                    cache.store(sha256[cid], prompt, features)
+                    image, source = reader.digests(cid)
+                    cache.store(image, prompt, features, source)
             progress.update(len(part))
     return bank
 
@@ -228,16 +237,42 @@ def own_features(sets: Iterable[CandidateSet], bank: Bank) -> Mapping[str, Input
     return _Renamed(bank, {cid: (cid, prompt) for cid, prompt in own_prompts(sets)})
 
 
+class _ItemReader:
+    """Candidates of a snapshot as items, with what their own prompts edit."""
+
+    def __init__(self, snapshot: Snapshot):
+        self._snapshot, self._sources = snapshot, SourcePictures(snapshot)
+
+    def digests(self, candidate_id: str) -> tuple[str, str | None]:
+        """SHA-256 of a candidate's image, and of the source image of its prompt if it has one."""
+        candidate = self._snapshot.candidate_of[candidate_id]
+        return candidate.image_sha256, self._snapshot.prompt_of[candidate.prompt_id].source_image
+
+    def items(self, keys: Sequence[tuple[str, str]]) -> list[RewardItem]:
+        """Of each (candidate id, prompt)."""
+        candidates = {name: self._snapshot.candidate_of[name] for name, _ in keys}
+        # One picture object for all its prompts: the encoder then encodes it once.
+        images = {name: open_candidate(self._snapshot, of) for name, of in candidates.items()}
+        return [
+            RewardItem(
+                sample_id=name,
+                group_id=(own := self._snapshot.prompt_of[candidates[name].prompt_id]).id,
+                prompt=prompt,
+                image=images[name],
+                source_images=self._sources.of(own),
+            )
+            for name, prompt in keys
+        ]
+
+
 class _LazyBank(Mapping[tuple[str, str], Inputs]):
     def __init__(
         self, snapshot: Snapshot, keys: Sequence[tuple[str, str]], encoder: CandidateEncoder
     ):
-        self._snapshot, self._keys, self._encoder = snapshot, keys, encoder
+        self._reader, self._keys, self._encoder = _ItemReader(snapshot), keys, encoder
 
     def __getitem__(self, key: tuple[str, str]) -> Inputs:
-        candidate_id, prompt = key
-        image = open_candidate(self._snapshot, self._snapshot.candidate_of[candidate_id])
-        return self._encoder.encode([RewardItem(candidate_id, "", prompt, image=image)])[0]
+        return self._encoder.encode(self._reader.items([key]))[0]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._keys)

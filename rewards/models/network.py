@@ -66,8 +66,11 @@ class NetworkEncoder(ABC):
         }
 
     @abstractmethod
-    def read(self, image: PILImage, prompt: str) -> dict[str, Tensor]:
-        """What the network reads of an RGB image and its prompt."""
+    def read(
+        self, image: PILImage, prompt: str, sources: Sequence[PILImage] = ()
+    ) -> dict[str, Tensor]:
+        """What the network reads of an RGB image, its prompt, and, if it can look at several
+        pictures, those that the prompt edits."""
 
     @abstractmethod
     def stack(self, inputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -75,6 +78,10 @@ class NetworkEncoder(ABC):
 
     @abstractmethod
     def left_out(self, prompts: Sequence[str]) -> list[int]: ...
+
+    def source_fault(self, count: int) -> None:
+        """None: any number of source images is read, or none is looked at."""
+        return None
 
     def encode(self, items: Sequence[RewardItem]) -> list[Inputs]:
         """See `rewards.models.features.CandidateEncoder`.
@@ -115,7 +122,8 @@ class NetworkEncoder(ABC):
     def _read_item(self, item: RewardItem) -> dict[str, Tensor]:
         if item.image is None:
             raise ValueError(f"sample {item.sample_id!r} has no image")
-        return self.read(item.image.convert("RGB"), item.prompt)
+        sources = [source.convert("RGB") for source in item.source_images]
+        return self.read(item.image.convert("RGB"), item.prompt, sources)
 
     @torch.no_grad()
     def _run(self, inputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

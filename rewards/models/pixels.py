@@ -31,7 +31,8 @@ _WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3400-\u4dbf\u4e00-\u9fff
 
 
 class PixelsEncoder(NetworkEncoder):
-    """Reads the image at ``side`` pixels, statistics of it at its own size, and words."""
+    """Reads the image at ``side`` pixels, statistics of it at its own size, and words; no source
+    image."""
 
     def __init__(self, config: PixelsEncoderConfig):
         blank = Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>"))
@@ -47,7 +48,9 @@ class PixelsEncoder(NetworkEncoder):
         encoder._reader.to(device)
         return encoder
 
-    def read(self, image: PILImage, prompt: str) -> dict[str, Tensor]:
+    def read(
+        self, image: PILImage, prompt: str, sources: Sequence[PILImage] = ()
+    ) -> dict[str, Tensor]:
         side = self._config.side
         small = image.resize((side, side), Resampling.BILINEAR, reducing_gap=3.0)
         words = split_words(prompt)[: self._config.max_words]

@@ -1,5 +1,7 @@
 """Qwen2.5-VL as an encoder: image, prompt, then one token for each criterion, in one forward pass.
 
+Where the prompt edits pictures, these stand before the image, all under their names.
+
 The criterion tokens do as the reward tokens of VideoReward (arXiv 2501.13918) do, but stand beside
 one another: each reads the image and the prompt and itself alone, at one and the same position. So
 no head depends on which others there are, or on their order.
@@ -30,7 +32,9 @@ from rewards.models.network import (
 __all__ = ["QwenVLEncoder", "QwenVLNetwork"]
 
 FAMILY = "qwen2_5_vl"
-_BEFORE, _BETWEEN = "<|im_start|>user\n<|vision_start|>", "<|vision_end|>"
+_TURN = "<|im_start|>user\n"
+_OPEN, _CLOSE = "<|vision_start|>", "<|vision_end|>"
+_SOURCE, _EDITED = "Source image: ", "Edited image: "
 _AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 _LINEAR = r".*language_model\.layers\.\d+\..*\.(q|k|v|o|gate|up|down)_proj"
 _PATTERNS = ("*.json", "*.txt", "model.safetensors", "model-*.safetensors", "text_encoder/*")
@@ -64,9 +68,13 @@ class QwenVLEncoder(NetworkEncoder):
             temporal_patch_size=vision.temporal_patch_size,
             merge_size=vision.spatial_merge_size,
         )
-        self._before, self._between, self._after = (
-            tokenizer(text)["input_ids"] for text in (_BEFORE, _BETWEEN, _AFTER)
-        )
+        self._chat = {
+            text: tokenizer(text)["input_ids"]
+            for text in (
+                _TURN + _OPEN, _TURN + _SOURCE + _OPEN, _CLOSE + _SOURCE + _OPEN,
+                _CLOSE + _EDITED + _OPEN, _CLOSE, _AFTER,
+            )
+        }  # fmt: skip
 
     @classmethod
     def open(
@@ -97,15 +105,19 @@ class QwenVLEncoder(NetworkEncoder):
         encoder._reader.to(device)
         return encoder
 
-    def read(self, image: PILImage, prompt: str) -> dict[str, Tensor]:
-        found = self._processor(images=[image], return_tensors="pt")
-        grid = found["image_grid_thw"][0]
-        marks = [self._image_token] * (int(grid.prod()) // self._merged)
-        words = self._words(prompt)[: self._max_tokens]
-        ids = [*self._before, *marks, *self._between, *words, *self._after]
+    def read(
+        self, image: PILImage, prompt: str, sources: Sequence[PILImage] = ()
+    ) -> dict[str, Tensor]:
+        found = self._processor(images=[*sources, image], return_tensors="pt")
+        grids = found["image_grid_thw"]
+        ids: list[int] = []
+        for place, grid in enumerate(grids):
+            ids += self._chat[_opening(place, len(sources))]
+            ids += [self._image_token] * (int(grid.prod()) // self._merged)
+        ids += [*self._chat[_CLOSE], *self._words(prompt)[: self._max_tokens], *self._chat[_AFTER]]
         return {
             "pixel_values": found["pixel_values"],
-            "image_grid_thw": grid,
+            "image_grid_thw": grids,
             "input_ids": torch.tensor(ids),
         }
 
@@ -116,7 +128,8 @@ class QwenVLEncoder(NetworkEncoder):
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)
         return {
             "pixel_values": torch.cat([of["pixel_values"] for of in inputs]),
-            "image_grid_thw": torch.stack([of["image_grid_thw"] for of in inputs]),
+            "image_grid_thw": torch.cat([of["image_grid_thw"] for of in inputs]),
+            "num_images": torch.tensor([len(of["image_grid_thw"]) for of in inputs]),
             "input_ids": padded,
             "attention_mask": torch.arange(padded.shape[1])[None] < lengths[:, None],
         }
@@ -146,11 +159,13 @@ class QwenVLNetwork(nn.Module):
         self,
         pixel_values: Tensor,
         image_grid_thw: Tensor,
+        num_images: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
     ) -> dict[str, Tensor]:
-        """N candidates: patches (P, F) of all images, grids (N, 3) in patches, tokens (N, L) padded
-        on the right, their mask (N, L)."""
+        """N candidates: patches (P, F) of all images, grids (I, 3) in patches, how many of the
+        images are each candidate's (N,), the drawn one its last, tokens (N, L) padded on the right,
+        their mask (N, L)."""
         is_image = input_ids == self.model.config.image_token_id
         embeds = self.model.get_input_embeddings()(input_ids)
         found = self.model.get_image_features(pixel_values, image_grid_thw, return_dict=True)
@@ -164,7 +179,8 @@ class QwenVLNetwork(nn.Module):
         )
         if self.criterion_embeds is None:
             hidden = self._run(embeds, places, _mask(attention_mask, 0))
-            return self._tokens(hidden.float(), is_image, attention_mask, image_grid_thw)
+            drawn = image_grid_thw[num_images.cumsum(0) - 1]
+            return self._tokens(hidden.float(), is_image, attention_mask, drawn)
         count = len(self.criterion_embeds)
         own = self.criterion_embeds.to(embeds.dtype).expand(len(embeds), -1, -1)
         after = places.masked_fill(~attention_mask, 0).amax(dim=(0, 2)) + 1
@@ -181,13 +197,15 @@ class QwenVLNetwork(nn.Module):
     def _tokens(
         self, hidden: Tensor, is_image: Tensor, attention_mask: Tensor, grids: Tensor
     ) -> dict[str, Tensor]:
-        """As `rewards.models.features.FeatureBatch`; the statistics are the last token's state."""
+        """As `rewards.models.features.FeatureBatch`, the image tokens those of the drawn images, of
+        ``grids (N, 3)``; the statistics are the last token's state."""
         merge = self.model.config.vision_config.spatial_merge_size
         images, texts = [], []
         for row, marked, real, (_, height, width) in zip(
             hidden, is_image, attention_mask, grids.tolist(), strict=True
         ):
-            plane = row[marked].T.unflatten(1, (height // merge, width // merge))
+            sides = (height // merge, width // merge)
+            plane = row[marked][-sides[0] * sides[1] :].T.unflatten(1, sides)
             images.append(pool_grid(plane[None], self.grid)[0])
             texts.append(row[real & ~marked])
         text = nn.utils.rnn.pad_sequence(texts, batch_first=True)
@@ -198,6 +216,14 @@ class QwenVLNetwork(nn.Module):
             "text_mask": torch.arange(text.shape[1], device=text.device) < lengths[:, None],
             "stats": torch.stack([of[-1] for of in texts]),
         }
+
+
+def _opening(place: int, num_sources: int) -> str:
+    """What stands before the image at ``place``, the drawn one being the last."""
+    before = _CLOSE if place else _TURN
+    if not num_sources:
+        return before + _OPEN
+    return before + (_SOURCE if place < num_sources else _EDITED) + _OPEN
 
 
 def _mask(attention_mask: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from align.mmdit.adapters.base import ModelAdapter
@@ -74,7 +75,10 @@ class PreferenceScorer:
 
     def score(self, items: Sequence[RewardItem]) -> list[Score]:
         """One score per item, in order; see `rewards.base.Scorer`."""
-        faults = [_fault(item, self.spec.needs) for item in items]
+        faults = [
+            _fault(item, self.spec.needs) or self.encoder.source_fault(len(item.source_images))
+            for item in items
+        ]
         usable = [item for item, fault in zip(items, faults, strict=True) if fault is None]
         scores = iter(self._scores(usable))
         return [next(scores) if fault is None else Score(None, error=fault) for fault in faults]
@@ -127,14 +131,22 @@ class PreferenceScorer:
 
 def _fault(item: RewardItem, needs: Set[str]) -> str | None:
     """Why an item cannot be scored, or None."""
+    for number, source in enumerate(item.source_images, start=1):
+        if fault := _unreadable(source):
+            return f"source image {number} cannot be read: {fault}"
     if item.latents is not None and "latents" in needs:
         if item.latents.ndim != 3:
             return f"latents must be (C, h, w), got {tuple(item.latents.shape)}"
         return None if bool(torch.isfinite(item.latents).all()) else "latents are not finite"
     if item.image is None:
         return "there is neither an image nor latents" if len(needs) > 1 else "there is no image"
+    fault = _unreadable(item.image)
+    return f"the image cannot be read: {fault}" if fault else None
+
+
+def _unreadable(image: Image) -> str | None:
     try:
-        item.image.load()
+        image.load()
     except (OSError, SyntaxError) as error:
-        return f"the image cannot be read: {error}"
+        return str(error)
     return None

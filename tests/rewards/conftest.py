@@ -37,6 +37,14 @@ def random_base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def edit_base(random_base, tmp_path_factory) -> Path:
+    """The same as an editing pipeline."""
+    from align.tiny_edit import build_edit_pipeline
+
+    return build_edit_pipeline(random_base, tmp_path_factory.mktemp("edit") / "pipeline")
+
+
+@pytest.fixture(scope="session")
 def snapshot_folder(tmp_path_factory) -> Path:
     """48 prompts x 4 posters, judged on two criteria and overall by two annotators who err."""
     folder = tmp_path_factory.mktemp("study")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny_clip
@@ -12,6 +13,7 @@ import torch
 from killed_training import kill_at_first_checkpoint
 from safetensors import safe_open
 
+from align.tiny_edit import build_edit_pipeline
 from annotate.records import Split, load_snapshot
 from annotate.settings import ConfigError, parse_config
 from rewards.base import RewardItem
@@ -53,6 +55,13 @@ def bases(random_base, tmp_path_factory):
         "siglip": str(siglip),
         "pixels": None,
     }
+
+
+@pytest.fixture(scope="session")
+def plus_base(random_base, tmp_path_factory):
+    """An editing pipeline that takes any number of source images."""
+    folder = tmp_path_factory.mktemp("plus") / "pipeline"
+    return str(build_edit_pipeline(random_base, folder, "QwenImageEditPlusPipeline"))
 
 
 def open_kind(kind, bases):
@@ -144,6 +153,45 @@ def test_the_criterion_tokens_read_the_picture_and_the_prompt(bases):
         RewardItem("b", "g", second.prompt, image=first.image),
     ):
         assert not torch.allclose(read(encoder, [other])["states"], before, atol=1e-3)
+
+
+READS_SOURCES = {"diffusion-edit", "qwen_vl", "qwen_vl-frozen"}
+
+
+def edits():
+    """Items whose prompts edit no picture, one, another, and two, of several sizes."""
+    red, wide = (draw(random_spec(random.Random(i)), 64, seed=i) for i in (7, 8))
+    wide = wide.resize((96, 64))
+    (item,) = items(((64, 64),))
+    sources = ((), (red,), (wide,), (red, wide), (wide, red))
+    return [replace(item, sample_id=f"s{i}", source_images=of) for i, of in enumerate(sources)]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "diffusion-edit"])
+def test_encoders_that_look_at_sources_tell_them_apart_in_any_batch(kind, bases, plus_base):
+    if kind == "diffusion-edit":
+        settings = {**KINDS["diffusion"], "source_area": 64 * 64}
+        encoder = open_encoder(settings, plus_base)
+    else:
+        encoder = open_kind(kind, bases)
+    shown = edits()
+    if kind == "diffusion":
+        fault = r"sample 's1': .*takes none; pipelines that take them: .*'qwen_vl'"
+        with pytest.raises(ValueError, match=fault):
+            encoder.encode(shown)
+        return
+    if encoder.network is not None:
+        shake(encoder.network)
+    together = read(encoder, shown)
+    named = "states" if "states" in together else "image"
+    rows = together[named]
+    told = [not torch.allclose(rows[0], row, atol=1e-4) for row in rows[1:]]
+    assert told == [kind in READS_SOURCES] * 4
+    if kind in READS_SOURCES:
+        assert not torch.allclose(rows[3], rows[4], atol=1e-4)
+    for row, item in enumerate(shown):
+        alone = read(encoder, [item])[named]
+        torch.testing.assert_close(alone[0], rows[row], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["qwen_vl", "clip", "siglip", "pixels"])

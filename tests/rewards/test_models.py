@@ -55,7 +55,7 @@ def test_prompts_encoded_beforehand_give_the_same_features(random_base, encoder)
     config = DiffusionEncoderConfig(sigmas=(0.1, 0.5), grid=4)
     one = DiffusionEncoder.open(config, str(random_base), "cpu")
     batch = items(3)
-    one.prepare([item.prompt for item in batch])
+    one.prepare([(item.prompt, ()) for item in batch])
     one._adapter.encode_prompts = None
     for found, expected in zip(one.encode(batch), encoder.encode(batch), strict=True):
         same(found, expected)
@@ -116,6 +116,8 @@ def test_the_cache_gives_back_what_it_was_given(tmp_path, encoder):
     assert torch.equal(found.image, features.image)
     assert torch.equal(found.text, features.text)
     assert cache.load("image", "another prompt") is None
+    assert cache.load("image", "prompt", "source") is None
+    assert cache.path("image", "prompt", "source") != cache.path("image", "prompt", "another")
     assert FeatureCache(tmp_path, {"type": "other"}).load("image", "prompt") is None
     # A damaged file is as good as none.
     path = cache.path("image", "prompt")
