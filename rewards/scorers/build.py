@@ -165,7 +165,7 @@ def _judge(config: JudgeScorerConfig) -> Scorer:
         JudgeSettings(**config.model_dump(include=asked)),
         ClientSettings(token=read_token(config.token_file), **config.model_dump(include=sent)),
         name=config.name,
-        rubrics={name: Rubric(of.en, of.zh) for name, of in config.rubrics.items()},
+        rubrics={name: Rubric(**of.model_dump()) for name, of in config.rubrics.items()},
         extra=config.extra,
         cache=ScoreCache(path=config.cache),
     )

@@ -147,6 +147,10 @@ class RubricConfig(Config):
 
     en: str
     zh: str
+    edit_en: str = ""
+    """Instead of ``en`` where the brief edits pictures; empty: ``en`` holds there too."""
+    edit_zh: str = ""
+    """The same of ``zh``."""
 
 
 class JudgeScorerConfig(Config):

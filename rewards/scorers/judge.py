@@ -13,7 +13,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import combinations
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from rewards.scorers.rubrics import RUBRICS, Language, Rubric, pairwise_text, po
 from rewards.service.cache import ScoreCache
 from rewards.service.calls import ClientSettings, ServiceError
 from rewards.service.chat import ChatClient
-from rewards.service.schema import encode_png
+from rewards.service.schema import encode_png, encode_sources
 
 __all__ = ["JudgeScorer", "JudgeSettings", "PairPreference"]
 
@@ -66,6 +66,14 @@ class PairPreference:
 
 
 @dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the judge sees of an item, as PNG."""
+
+    sources: tuple[bytes, ...]
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class _Question:
     system: str
     user: str
@@ -81,6 +89,9 @@ class JudgeScorer:
     - ``pairwise``: each criterion is the mean probability that the image beats another of its
       group, each pair asked in both orders. All samples of a group must come in one call; an image
       alone is not applicable. n images take n (n - 1) questions a criterion.
+
+    The source images of an item that edits are shown before its image, and the text says which is
+    which; in ``pairwise`` they are those of the first of the two.
 
     An answer that is late, of another form, not a rating, or by another model than the first
     answer's is an error of its item.
@@ -115,7 +126,7 @@ class JudgeScorer:
         self.chat = ChatClient(url, settings.model, self.client, extra)
         identity = [
             settings.model, settings.mode, settings.language, settings.scale, settings.min_mass,
-            [[c, r.en, r.zh] for c, r in self._rubrics.items()], sorted((extra or {}).items()),
+            [[c, *astuple(r)] for c, r in self._rubrics.items()], sorted((extra or {}).items()),
         ]  # fmt: skip
         self.spec = ScorerSpec(
             name=name,
@@ -130,34 +141,36 @@ class JudgeScorer:
         """One score per item, in order; see `rewards.base.Scorer`."""
         if self.settings.mode == "pairwise":
             return self._win_rates(items)
-        pngs = [_png(item) for item in items]
+        shown = _show(items)
         asked = [
             (index, criterion)
-            for index, png in enumerate(pngs)
-            if isinstance(png, bytes)
+            for index, own in enumerate(shown)
+            if isinstance(own, _Shown)
             for criterion in self._rubrics
         ]
-        answers = self._ask_all([self._rating(items[i], c, pngs[i]) for i, c in asked])
+        answers = self._ask_all([self._rating(items[i].prompt, c, shown[i]) for i, c in asked])
         of_item: dict[int, dict[str, Score]] = defaultdict(dict)
         for (index, criterion), answer in zip(asked, answers, strict=True):
             of_item[index][criterion] = answer
         return [
-            Score(None, error=png) if isinstance(png, str) else _mean(of_item[index])
-            for index, png in enumerate(pngs)
+            Score(None, error=own) if isinstance(own, str) else _mean(of_item[index])
+            for index, own in enumerate(shown)
         ]
 
     def compare(self, pairs: Sequence[tuple[RewardItem, RewardItem]]) -> list[PairPreference]:
         """How the first of each pair is preferred; swapping a pair turns the sign to the bit."""
-        return self._compare([(first.prompt, _png(first), _png(second)) for first, second in pairs])
+        shown = _show([item for pair in pairs for item in pair])
+        prompts = [first.prompt for first, _ in pairs]
+        return self._compare(list(zip(prompts, shown[::2], shown[1::2], strict=True)))
 
     def _compare(
-        self, pairs: Sequence[tuple[str, bytes | str, bytes | str]]
+        self, pairs: Sequence[tuple[str, _Shown | str, _Shown | str]]
     ) -> list[PairPreference]:
-        """`compare` of prompts and encoded images."""
+        """`compare` of prompts and what is shown."""
         asked = [
             (index, criterion, order)
-            for index, (_, *pngs) in enumerate(pairs)
-            if all(isinstance(png, bytes) for png in pngs)
+            for index, (_, *shown) in enumerate(pairs)
+            if all(isinstance(own, _Shown) for own in shown)
             for criterion in self._rubrics
             for order in (1, -1)
         ]
@@ -170,8 +183,8 @@ class JudgeScorer:
         return [
             _preference(found[index])
             if index in found
-            else _lost(next(png for png in pngs if isinstance(png, str)))
-            for index, (_, *pngs) in enumerate(pairs)
+            else _lost(next(own for own in shown if isinstance(own, str)))
+            for index, (_, *shown) in enumerate(pairs)
         ]
 
     def _win_rates(self, items: Sequence[RewardItem]) -> list[Score]:
@@ -179,10 +192,10 @@ class JudgeScorer:
         for index, item in enumerate(items):
             groups[item.group_id].append(index)
         pairs = [pair for members in groups.values() for pair in combinations(members, 2)]
-        pngs = [_png(item) for item in items]
-        found = self._compare([(items[a].prompt, pngs[a], pngs[b]) for a, b in pairs])
+        shown = _show(items)
+        found = self._compare([(items[a].prompt, shown[a], shown[b]) for a, b in pairs])
         wins: list[dict[str, list[float]]] = [defaultdict(list) for _ in items]
-        errors = {index: png for index, png in enumerate(pngs) if isinstance(png, str)}
+        errors = {index: own for index, own in enumerate(shown) if isinstance(own, str)}
         for (a, b), preference in zip(pairs, found, strict=True):
             if preference.error is not None:
                 # An image that cannot be read is not the other one's fault.
@@ -209,18 +222,20 @@ class JudgeScorer:
             return wanted
         return "zh" if language(prompt) == "zh" else "en"
 
-    def _rating(self, item: RewardItem, criterion: str, png: bytes | str) -> _Question:
-        assert isinstance(png, bytes)
-        system, user = pointwise_text(
-            self._rubrics[criterion], item.prompt, self.settings.scale, self._language(item.prompt)
-        )
-        return _Question(system, user, (png,), self._read_rating)
+    def _rating(self, prompt: str, criterion: str, shown: _Shown | str) -> _Question:
+        assert isinstance(shown, _Shown)
+        rubric, scale = self._rubrics[criterion], self.settings.scale
+        count = len(shown.sources)
+        system, user = pointwise_text(rubric, prompt, scale, self._language(prompt), count)
+        return _Question(system, user, (*shown.sources, shown.png), self._read_rating)
 
-    def _choice(self, prompt: str, criterion: str, pngs: Sequence[bytes | str]) -> _Question:
-        system, user = pairwise_text(self._rubrics[criterion], prompt, self._language(prompt))
-        return _Question(
-            system, user, tuple(png for png in pngs if isinstance(png, bytes)), self._read_choice
-        )
+    def _choice(self, prompt: str, criterion: str, shown: Sequence[_Shown | str]) -> _Question:
+        first, second = shown
+        assert isinstance(first, _Shown)
+        assert isinstance(second, _Shown)
+        rubric, count = self._rubrics[criterion], len(first.sources)
+        system, user = pairwise_text(rubric, prompt, self._language(prompt), count)
+        return _Question(system, user, (*first.sources, first.png, second.png), self._read_choice)
 
     def _read_rating(self, log_probs: Mapping[str, float]) -> Score:
         """The expected rating and its deviation."""
@@ -320,11 +335,17 @@ def _sigmoid(x: float) -> float:
     return 0.5 * (1.0 + math.tanh(0.5 * x))
 
 
-def _png(item: RewardItem) -> bytes | str:
-    """The picture as lossless PNG, or why there is none."""
-    if item.image is None:
-        return "there is no image"
-    try:
-        return encode_png(item.image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        return f"the image cannot be read: {error}"
+def _show(items: Sequence[RewardItem]) -> list[_Shown | str]:
+    """Of each item its pictures as lossless PNG, or why there are none."""
+    found: list[_Shown | str] = []
+    for item, sources in zip(items, encode_sources(items), strict=True):
+        if isinstance(sources, str):
+            found.append(sources)
+        elif item.image is None:
+            found.append("there is no image")
+        else:
+            try:
+                found.append(_Shown(sources, encode_png(item.image.convert("RGB"))))
+            except (OSError, SyntaxError) as error:
+                found.append(f"the image cannot be read: {error}")
+    return found

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from chat_server import BIAS, MODEL, ChatServer, choice, completion, ratings, send
@@ -72,6 +73,48 @@ def test_a_chinese_brief_meets_a_chinese_rubric(server):
     assert RUBRICS["detail"].en in of_text[3].system
 
 
+def edit(red, *sources, prompt="make it blue"):
+    pictures = [Image.new("RGB", (5, 4), (source, 3, 3)) for source in sources]
+    return replace(item(red, prompt), source_images=pictures)
+
+
+def reds(asked):
+    return [image.getpixel((0, 0))[0] for image in asked.images]
+
+
+def test_the_sources_of_an_edit_come_first_and_the_text_says_so(server):
+    server.judge = lambda asked: ratings(asked.images[-1].getpixel((0, 0))[0] / 255)
+    judge = scorer(server, settings={"criteria": ("instruction", "detail")}, cache=ScoreCache())
+    (score,) = judge.score([edit(200, 30)])
+    assert score.value == pytest.approx(expected_rating(200))
+    by_rubric = {RUBRICS["instruction"].edit_en in a.system: a for a in server.asked}
+    assert set(by_rubric) == {True, False}
+    assert RUBRICS["detail"].en in by_rubric[False].system
+    for asked in server.asked:
+        assert reds(asked) == [30, 200]
+        assert "The first image is the source that the brief edits" in asked.text
+    server.asked.clear()
+    judge.score([edit(200, 30), edit(200, 31), edit(200, 31, 30), edit(200, 7, prompt="改成蓝色")])
+    assert sorted(map(reds, server.asked)) == [[7, 200], [7, 200], [31, 30, 200], [31, 30, 200],
+                                               [31, 200], [31, 200]]  # fmt: skip
+    told = {tuple(reds(asked)): asked for asked in server.asked}
+    assert "The first 2 images are the sources" in told[31, 30, 200].text
+    assert "第一张图像是要编辑的原图，最后一张是编辑结果" in told[7, 200].text
+    assert any(RUBRICS["instruction"].edit_zh in asked.system for asked in server.asked)
+
+
+def test_results_of_an_edit_are_compared_beside_its_source(server):
+    server.judge = lambda asked: choice(*(red / 255 for red in reds(asked)[1:]))
+    judge = scorer(server, settings={"mode": "pairwise", "criteria": ("instruction",)})
+    low, high = judge.score([edit(0, 9), edit(255, 9)])
+    assert low.value + high.value == pytest.approx(1)
+    assert low.value < 0.1
+    assert sorted(map(reds, server.asked)) == [[9, 0, 255], [9, 255, 0]]
+    for asked in server.asked:
+        assert "then come two results. Image A comes first" in asked.text
+        assert RUBRICS["instruction"].edit_en in asked.system
+
+
 def test_both_orders_cancel_a_liking_for_the_first_place(server):
     judge = scorer(server, settings={"criteria": ("detail",)})
     pairs = [(item(0), item(255)), (item(100), item(101)), (item(255), item(0))]
@@ -124,9 +167,10 @@ def test_settings_and_rubrics_make_the_version(server):
         scorer(server, settings={"scale": 7}).spec.version,
         scorer(server, settings={"mode": "pairwise"}).spec.version,
         scorer(server, rubrics=own).spec.version,
+        scorer(server, rubrics={"detail": replace(own["detail"], edit_en="X")}).spec.version,
         scorer(server, extra={"seed": 1}).spec.version,
     }
-    assert len(versions) == 5
+    assert len(versions) == 6
     assert scorer(server).spec.backbone == MODEL
     brand = scorer(server, settings={"criteria": ("brand",)}, rubrics={"brand": own["detail"]})
     assert brand.spec.components == ("brand",)
