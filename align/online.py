@@ -353,12 +353,14 @@ class GRPOLoop:
         if None in images:
             self._decoder.put(rollout.latents[places])
             images = list(self._decoder.take())
-        prompts = [group.prompt for group in rollout.groups for _ in range(group.size)]
+        drawn_for = [group for group in rollout.groups for _ in range(group.size)]
         found: dict[int, Picture] = {}
         for place, image in zip(places, images, strict=True):
             reward = rewards[place]
             assert reward is not None
-            found[place] = Picture(prompts[place], image, reward)
+            group = drawn_for[place]
+            source = group.sources[0].path if group.sources else None
+            found[place] = Picture(group.prompt, image, reward, source)
         write_sheet(
             self.config.output_dir / SHEETS / f"rollout-{iteration:06d}-{self.engine.rank}",
             iteration,

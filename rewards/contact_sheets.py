@@ -12,6 +12,7 @@ them, where no annotator sees them::
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Picture:
     prompt: Prompt
     image: PILImage
     reward: float
+    source: Path | None = None
+    """The file of the prompt's source image, where it edits one."""
 
 
 def choose_groups(
@@ -102,6 +105,9 @@ def write_sheet(
         for picture in group:
             candidate = _save(picture, folder / "images")
             prompts[picture.prompt.id] = picture.prompt
+            if picture.source is not None:
+                name = f"{picture.prompt.source_image}.png"
+                shutil.copyfile(picture.source, folder / "images" / name)
             candidates[candidate.id] = candidate
             of_task.setdefault(candidate.id, picture.reward)
         if len(of_task) > 1:  # pictures that are the same are one candidate

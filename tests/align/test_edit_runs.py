@@ -13,6 +13,7 @@ from PIL import Image
 from run_data import CAPTIONS, FirstChannel, dpo_config, grpo_config, losses, sft_config, write_data
 
 from align.checkpoint import read_json
+from align.commands.contact import send_sheets
 from align.config import (
     EvalConfig,
     GenerateConfig,
@@ -204,11 +205,15 @@ def test_scorers_of_a_run_and_of_models_side_by_side_see_the_source_of_each_prom
     shown = {"prompts": data / "edits.jsonl", "height": 32, "width": 32, "num_steps": 2}
     samples = {"every": 2, "source_area": AREA, "gold": {"type": "text_rendering"}}
     changes = {"prompts": data / "edits.jsonl", "max_steps": 1, "save_every": 0}
+    changes |= {"contact_sheet_every": 1}
     run = grpo(data, edit_folder, tmp_path / "run", samples=shown | samples, **changes)
     result = train_grpo(run, reward)
     assert len(reward.items) == 2 * run.group_size
     row = losses(result.folder)[1]
     assert row["reward"] == pytest.approx(np.mean([reward.nearness(i) for i in reward.items]))
+    with PreferenceStore.open(tmp_path / "studio", pseudonym_key="a" * 32) as store:
+        (sheet,) = send_sheets(store, result.folder, annotators=1)
+    assert sheet.tasks == 2
     models = [{"name": "base", "model": str(edit_folder)}]
     settings = {"output_dir": tmp_path / "eval", "models": models, "candidates": 2} | shown
     settings |= {"source_area": AREA, "scorers": [{"type": "text_rendering"}], "progress": False}
