@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from align.config import GRPOConfig
+from align.online import train_grpo
 from annotate.records import Candidate, Outcome, Prompt, Split, load_snapshot
 from annotate.settings import parse_config
 from annotate.snapshot import cut_snapshot
@@ -93,7 +95,7 @@ QWEN = {"type": "qwen_vl", "lora": {"rank": 4}, "learning_rate": 3e-3}
 
 
 @pytest.mark.parametrize("encoder", [DIFFUSION, QWEN, QWEN | {"tune": "frozen", "grid": 2}])
-def test_a_reward_model_learns_what_the_source_alone_tells(
+def test_a_reward_model_learns_what_the_source_alone_tells_and_pays_for_it(
     snapshot_of_edits, edit_base, tmp_path, encoder
 ):
     folder = train_reward(settings(snapshot_of_edits, edit_base, tmp_path, **encoder)).folder
@@ -106,6 +108,21 @@ def test_a_reward_model_learns_what_the_source_alone_tells(
     item, _, of_other, _ = snapshot_items(snapshot, 4)
     kept, lost = scorer.score([item, replace(item, source_images=of_other.source_images)])
     assert abs(kept.value - lost.value) > 1.0
+    rollout = {"height": 32, "width": 32, "num_steps": 2, "window": 1, "source_area": AREA}
+    grpo = {
+        "model": str(edit_base),
+        "prompts": snapshot_of_edits,
+        "output_dir": tmp_path / "grpo",
+        "reward": {"path": folder, "min_accuracy": 0.9},
+        "rollout": rollout,
+        "lora": {"rank": 2},
+        "group_size": 2,
+        "prompts_per_step": 2,
+        "max_steps": 1,
+        "save_every": 0,
+        "trackers": [],
+    }
+    assert train_grpo(parse_config(GRPOConfig, grpo)).steps == 1
 
 
 def test_edits_encoded_beforehand_are_known_by_what_their_pictures_show(
@@ -128,6 +145,9 @@ def test_a_base_that_only_draws_refuses_edits_by_name(snapshot_of_edits, random_
     message = r"sample 'p00-bright': .*takes none; pipelines that take them.*type 'qwen_vl'"
     with pytest.raises(ValueError, match=message):
         train_reward(settings(snapshot_of_edits, random_base, tmp_path, **DIFFUSION))
+    encoder = DiffusionEncoder.open(DiffusionEncoderConfig(), str(random_base), "cpu")
+    with pytest.raises(ValueError, match=r"the prompt 'make it': .*takes none"):
+        encoder.prepare([("make it", [Image.new("RGB", (32, 32))])])
 
 
 class Nearness:
