@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DiffusionEncoder"]
 
-_MAX_REMEMBERED_PROMPTS = 4096
+_MEMORY_BYTES = 4 << 30
+"""Encoded prompts beyond this are encoded anew when they come back. By bytes, not by number: a
+picture to edit may be more than a thousand tokens."""
 _PROMPT_BATCH = 32
 
 _Asked = tuple[str, ...]
@@ -68,6 +70,7 @@ class DiffusionEncoder:
         self.tokenizer = adapter.tokenizer
         self.batch_size = 256
         self._conditionings: dict[_Asked, Conditioning] = {}
+        self._prepared: set[_Asked] = set()
         self.identity = {
             **config.model_dump(mode="json", exclude=EXECUTION),
             "base_sha256": adapter.model_sha256(),
@@ -134,6 +137,7 @@ class DiffusionEncoder:
                     raise ValueError(f"the prompt {prompt!r}: {fault}")
             asked = _name(batch)
             self._remember(dict(zip(asked, (sources for _, sources in batch), strict=True)))
+            self._prepared.update(asked)
         cast(Any, self._adapter).text_encoder.to("cpu")
 
     @torch.inference_mode()
@@ -151,7 +155,7 @@ class DiffusionEncoder:
         asked = _name([(item.prompt, item.source_images) for item in items])
         unique = dict(zip(asked, (item.source_images for item in items), strict=True))
         self._remember(unique)
-        self._forget(len(unique))
+        self._forget(self._prepared.union(unique))
         alike: dict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
         for index, x_0 in enumerate(latents):
             sources = self._conditionings[asked[index]].sources
@@ -248,10 +252,14 @@ class DiffusionEncoder:
             # On the CPU: thousands of long prompts would fill a GPU.
             self._conditionings[name] = cond.to("cpu")
 
-    def _forget(self, num_needed: int) -> None:
-        while len(self._conditionings) > max(_MAX_REMEMBERED_PROMPTS, num_needed):
-            oldest = next(iter(self._conditionings))
-            del self._conditionings[oldest]
+    def _forget(self, needed: Collection[_Asked]) -> None:
+        """Drop the oldest of what is not needed, until the rest fits into the memory."""
+        sizes = {name: _num_bytes(cond) for name, cond in self._conditionings.items()}
+        total = sum(sizes.values())
+        for name, size in sizes.items():
+            if total > _MEMORY_BYTES and name not in needed:
+                del self._conditionings[name]
+                total -= size
 
     def _encode_batch(self, x_0: Tensor, asked: Sequence[_Asked]) -> list[Features]:
         cond = Conditioning.cat([self._conditionings[name] for name in asked])
@@ -283,6 +291,10 @@ def _name(prompts: Sequence[tuple[str, Sequence[Image]]]) -> list[_Asked]:
     pictures = {id(picture): picture for _, sources in prompts for picture in sources}
     digests = {key: picture_sha256(picture) for key, picture in pictures.items()}
     return [(prompt, *(digests[id(of)] for of in sources)) for prompt, sources in prompts]
+
+
+def _num_bytes(cond: Conditioning) -> int:
+    return sum(of.numel() * of.element_size() for of in (cond.prompt_embeds, *cond.sources))
 
 
 def _first_blocks(transformer: Any, num_blocks: int) -> Any:

@@ -63,6 +63,21 @@ def test_prompts_encoded_beforehand_give_the_same_features(random_base, encoder)
     assert one._adapter.transformer is None
 
 
+def test_prompts_beyond_the_memory_are_forgotten_but_for_those_encoded_beforehand(
+    adapter, monkeypatch
+):
+    monkeypatch.setattr("rewards.models.diffusion._MEMORY_BYTES", 0)
+    encoder = DiffusionEncoder(adapter, DiffusionEncoderConfig(grid=4))
+    batch = items(4)
+    encoder._remember({(batch[0].prompt,): ()})
+    encoder._prepared.add((batch[0].prompt,))
+    first = encoder.encode(batch[:3])
+    encoder.encode(batch[3:])
+    assert set(encoder._conditionings) == {(batch[0].prompt,), (batch[3].prompt,)}
+    for again, found in zip(encoder.encode(batch[:3]), first, strict=True):
+        same(again, found)
+
+
 def test_features_are_the_same_in_any_batch_and_order(encoder):
     batch = items(5)
     together = encoder.encode(batch)
