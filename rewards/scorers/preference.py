@@ -148,5 +148,5 @@ def _unreadable(image: Image) -> str | None:
     try:
         image.load()
     except (OSError, SyntaxError) as error:
-        return str(error)
+        return str(error) or type(error).__name__
     return None
