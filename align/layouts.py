@@ -79,6 +79,15 @@ class Replicated:
             f"this one is {self.name}"
         )
 
+    def reads_weights(self, needs_whole: bool) -> bool:
+        """Whether this process must read the weights; where not, the main one sends them while the
+        module is wrapped. To be asked before it is loaded.
+
+        Args:
+            needs_whole: something is taken from whole weights before.
+        """
+        return True
+
     def configure(self, config: OptimizerConfig, accumulation: int, micro_batch_size: int) -> None:
         """Settings to make before the module is wrapped."""
 
@@ -218,6 +227,14 @@ class FullySharded(Replicated):
         plugin = self.accelerator.state.fsdp_plugin
         assert plugin is not None
         plugin.ignored_modules = shard_modulation(module, mesh)
+
+    def reads_weights(self, needs_whole: bool) -> bool:
+        plugin = self.accelerator.state.fsdp_plugin
+        assert plugin is not None
+        # Not by the launcher's setting of the same name: transformers heeds that one too, and would
+        # leave the weights of text encoders unset.
+        plugin.cpu_ram_efficient_loading = not needs_whole
+        return needs_whole or self.accelerator.is_main_process
 
     def configure(self, config: OptimizerConfig, accumulation: int, micro_batch_size: int) -> None:
         """Every micro-batch adds to sharded gradients: whole ones, kept until the step, would take

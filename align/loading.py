@@ -21,12 +21,14 @@ def load_policy(
     reference: Reference = "none",
     keeps_masters: bool = False,
     computes_on: torch.device | None = None,
+    reads_weights: bool = True,
 ) -> Policy:
     """The transformer of ``config.model`` with what is trained of it, before any training.
 
     Args:
         keeps_masters: the optimizer has float32 masters of its own, as DeepSpeed's.
         computes_on: where it will be brought before it computes; None: it stays on ``device``.
+        reads_weights: without, the base's are unset: another process will send them.
     """
     # AdamW's steps vanish in bfloat16 weights.
     dtype = getattr(torch, config.dtype)
@@ -35,7 +37,9 @@ def load_policy(
         dtype = torch.float32 if kept == "float32" else torch.bfloat16
     model = resolve_model(config.model)
     place = "cpu" if config.quantize else device
-    adapter = load_adapter(model, dtype=dtype, device=place, parts=("transformer",))
+    adapter = load_adapter(
+        model, dtype=dtype, device=place, parts=("transformer",), reads_weights=reads_weights
+    )
     assert adapter.transformer is not None
     if config.quantize:
         quantize_blocks(adapter.transformer, config.quantize, device)

@@ -125,9 +125,14 @@ class Plan:
     @property
     def host_bytes(self) -> float:
         """Of one machine while its processes load: each has the whole model, and the copy that it
-        streams."""
-        copies = 2 if self.workload.reference == "streamed" else 1
-        size = _loaded_size(self.workload, self.sharding) * float(self.workload.shape.parameters)
+        streams. Under FSDP2 one process of all reads it and sends it to the others, unless a
+        reference or rows of modulation layers are taken from the whole."""
+        work = self.workload
+        size = _loaded_size(work, self.sharding) * float(work.shape.parameters)
+        has_copy = work.config.lora is None and work.reference != "cached"
+        if self.sharding in ("fsdp2", "hsdp") and not (has_copy or work.config.shard_modulation):
+            return size
+        copies = 2 if work.reference == "streamed" else 1
         return min(self.count, GPUS_A_MACHINE) * copies * size
 
     @property

@@ -199,8 +199,15 @@ class Trainer:
                 f"{layout.name}"
             )
         device = "cpu" if layout.loads_on_cpu else self.engine.device
+        # A reference, and rows of modulation layers, are taken from whole weights in each process.
+        needs_whole = reference != "none" or self.config.shard_modulation
         self.policy = load_policy(
-            self.config, device, reference, layout.keeps_masters, self.engine.device
+            self.config,
+            device,
+            reference,
+            layout.keeps_masters,
+            self.engine.device,
+            reads_weights=layout.reads_weights(needs_whole),
         )
         self.adapter = self.policy.adapter
         self.policy.move_reference(self.engine.device)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.mmdit.adapters.base import PARTS
 
@@ -54,3 +55,14 @@ def write_pipeline(
             shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
     shell.save_pretrained(folder / "transformer")
     shutil.copyfile(source / "model_index.json", folder / "model_index.json")
+
+
+def load_structure(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The module that ``folder`` describes, its weights unset, in memory that nothing has touched
+    and that therefore takes no room."""
+    with init_empty_weights(include_buffers=False):
+        module = cls.from_config(cls.load_config(folder)).to(dtype)
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(torch.empty_like(weight, device="cpu")))
+    return module

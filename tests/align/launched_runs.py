@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor
 import align.online
 from align.cli import leave
 from align.engine import Engine
+from align.mmdit.adapters import qwen_image
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
 from align.policy import Policy
@@ -55,6 +56,7 @@ def samples(data: Path) -> dict[str, Any]:
 
 def main(data: Path, model: Path, out: Path) -> None:
     note_held(out)
+    note_unread(out)
     if "fsdp2" in out.name:
         note_traffic(out)
     sft = sft_config(data, model, out / "sft", keep_checkpoints=5, samples=samples(data))
@@ -79,6 +81,17 @@ def main(data: Path, model: Path, out: Path) -> None:
     if "zero3" not in out.name and "fsdp2" not in out.name:
         start_unequal(data, model, out, state)
     leave()
+
+
+def note_unread(out: Path) -> None:
+    """From now on a process that leaves the weights to others says so."""
+    load_structure = qwen_image.load_structure
+
+    def load_and_note(*args: Any) -> torch.nn.Module:
+        (out / f"unread-{PartialState().process_index}").touch()
+        return load_structure(*args)
+
+    qwen_image.load_structure = load_and_note
 
 
 def note_held(out: Path) -> None:

@@ -99,6 +99,12 @@ def test_each_process_holds_its_part(launched):
             assert (0.4 < share < 0.6) if is_sharded else share >= 1.0, (rank, part, share)
 
 
+def test_under_fsdp2_one_process_reads_the_weights_and_sends_them(launched):
+    """That all compute with the same ones is what the losses above show."""
+    unread = [path.name for path in launched.glob("unread-*")]
+    assert unread == (["unread-1"] if "fsdp2" in launched.name else [])
+
+
 def test_split_modulation_trains_alike_and_moves_fewer_bytes(launched, alone):
     """By ``shard_modulation``, which goes with FSDP2 alone."""
     if "zero" in launched.name:

@@ -22,7 +22,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from align.mmdit import flow
 from align.mmdit.adapters.base import PARTS, SOURCE_AREA, Conditioning
 from align.mmdit.blocks import BlockSettings, has_joint_blocks, install_blocks
-from align.mmdit.pipeline_folder import folder_sha256, write_pipeline
+from align.mmdit.pipeline_folder import folder_sha256, load_structure, write_pipeline
 from align.mmdit.source_sizes import check_count
 from align.mmdit.sources import source_pixels
 from align.mmdit.tokens import num_tokens, pack, unpack
@@ -111,8 +111,13 @@ class QwenImageAdapter:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         parts: Sequence[str] = PARTS,
+        reads_weights: bool = True,
     ) -> QwenImageAdapter:
-        """Load ``parts`` of a pipeline folder, or of a hub id, frozen and in eval mode."""
+        """Load ``parts`` of a pipeline folder, or of a hub id, frozen and in eval mode.
+
+        Without ``reads_weights`` the transformer's are left unset, in memory that nothing has
+        touched and that therefore takes no room: for who gets them from another process.
+        """
         unknown = sorted(set(parts) - set(PARTS))
         if unknown:
             raise ValueError(f"parts has {unknown}; choices: {', '.join(PARTS)}")
@@ -126,7 +131,10 @@ class QwenImageAdapter:
         }
         modules: dict[str, Any] = {}
         for part in parts:
-            module = classes[part].from_pretrained(folder / part, dtype=dtype)
+            if part == "transformer" and not reads_weights:
+                module = load_structure(classes[part], folder / part, dtype)
+            else:
+                module = classes[part].from_pretrained(folder / part, dtype=dtype)
             modules[part] = module.to(device).eval().requires_grad_(False)
         tokenizer = None
         if "text_encoder" in parts:
