@@ -56,6 +56,16 @@ def test_control_tokens_in_a_prompt_are_dropped(adapter):
     assert tokens.count(end) == 2  # those of the template
 
 
+def test_what_a_prompt_has_too_many_of_is_not_read_and_said(adapter, caplog):
+    start = "a red circle, " * 150  # more than the 512 tokens that the pipeline reads
+    with torch.no_grad():
+        cond = adapter.encode_prompts([start + "a star", start + "a square"])
+    assert cond.prompt_embeds.shape[1] == 512
+    assert torch.equal(cond.prompt_embeds[0], cond.prompt_embeds[1])
+    assert caplog.text.count("has more than 512 tokens; the rest is not read") == 2
+    assert "'a red circle, a red circle" in caplog.text
+
+
 def test_text_encoding_can_be_trained_through(adapter, prompts):
     weight = adapter.text_encoder.get_input_embeddings().weight.requires_grad_(True)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ from align.mmdit.source_sizes import check_count
 from align.mmdit.sources import source_pixels
 from align.mmdit.tokens import num_tokens, pack, unpack
 from align.mmdit.vae import decode_images, encode_mode
+
+logger = logging.getLogger(__name__)
 
 PROMPT_TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
@@ -171,6 +174,7 @@ class QwenImageAdapter:
         """Last hidden states of the text encoder inside the template, ``(B, L, D)``.
 
         Differentiable; callers that do not train the text encoder wrap it in ``torch.no_grad``.
+        Of a longer prompt than the pipeline reads the start is taken, with a warning.
         """
         if not prompts:
             raise ValueError("encode_prompts got no prompts; at least one is needed")
@@ -183,6 +187,13 @@ class QwenImageAdapter:
             return_tensors="pt",
         )
         rows = self._hidden_rows(tokens, NUM_TEMPLATE_TOKENS)
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > MAX_SEQUENCE_LENGTH:
+                logger.warning(
+                    "the prompt %r... has more than %d tokens; the rest is not read",
+                    prompt[:60],
+                    MAX_SEQUENCE_LENGTH,
+                )
         return Conditioning.cat([Conditioning(row[None, :MAX_SEQUENCE_LENGTH]) for row in rows])
 
     def _hidden_rows(self, tokens: Any, num_dropped: int, **pictures: Tensor) -> list[Tensor]:
