@@ -26,7 +26,7 @@ from rewards.posters.edits import EDITS, PosterEdit, draw_edit, instruction, ran
 __all__ = ["FOLDER", "TEST_EDITS", "edits", "measure_edits", "write_edits"]
 
 FOLDER = Path("runs/edit")
-TRAIN_EDITS, TEST_EDITS = 2000, 200
+TRAIN_EDITS, TEST_EDITS = 8000, 200
 NUM_STEPS = 12
 SOURCE_AREA = 128 * 128
 
