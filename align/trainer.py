@@ -20,7 +20,7 @@ from align.checkpoint import atomic_folder, read_json
 from align.config import TrainConfig, flatten_config, resolve_model
 from align.data.features import FeatureEncoder
 from align.engine import Engine, make_accelerator
-from align.interrupt import EXIT_CODE, listening
+from align.interrupt import StopRequest, listening
 from align.loading import load_policy
 from align.metrics import MetricsLog
 from align.mmdit.adapters import ModelAdapter, load_adapter
@@ -235,8 +235,8 @@ class Trainer:
     ) -> RunResult:
         """Step until ``max_steps`` or until patience ends, then export.
 
-        On SIGTERM the step in hand is finished and saved, and the process exits with code 143; the
-        same command continues.
+        On SIGTERM or Ctrl-C the step in hand is finished and saved, and the process exits with code
+        143 or 130; the same command continues.
 
         Args:
             train_step: takes the optimizer step of the given number, from 1; returns metrics.
@@ -275,7 +275,7 @@ class Trainer:
                     if is_asked or (config.save_every and step % config.save_every == 0):
                         self._save(step, patience, state)
                     if is_asked and step < config.max_steps:
-                        self._stop(step)
+                        self._stop(step, stop)
             self._export(step)
         finally:
             log.close()
@@ -315,13 +315,13 @@ class Trainer:
             self.run.update(stopped_early=found)
         return bool(by)
 
-    def _stop(self, step: int) -> NoReturn:
-        """Leave as SIGTERM asked."""
+    def _stop(self, step: int, request: StopRequest) -> NoReturn:
+        """Leave as the signal asked."""
         if self.engine.is_main:
             self.run.update(status="stopped", steps=step)
-            logger.warning("stopped by SIGTERM after step %d, which is saved", step)
+            logger.warning("stopped by %s after step %d, which is saved", request.name, step)
         self.engine.barrier()
-        raise SystemExit(EXIT_CODE)
+        raise SystemExit(request.exit_code)
 
     # Checkpoints ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Runs trainers that are killed by SIGKILL, each in a process of its own.
+"""Runs trainers that are killed by SIGKILL or asked to stop, each in a process of its own.
 
 The processes are forked before torch has made its threads, so that one import serves all. Usage:
 ``killed_run.py DATA MODEL OUT``.
@@ -48,6 +48,11 @@ def ask() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def press() -> None:
+    """Ctrl-C, once."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def kill_in_write(number: int) -> None:
     """Die while checkpoint ``number`` is written: its files are there, its name is not yet."""
     whole, count = align.checkpoint._fsync_tree, 0
@@ -78,6 +83,7 @@ def main(data: Path, model: Path, out: Path) -> None:
             lambda: (kill_in_write(1), sft("sft")),  # of step 10, once more from step 5
         ],
         "sft-write": [lambda: (kill_in_write(2), sft("sft-write"))],
+        "sft-press": [lambda: (kill_in_step(3, press), sft("sft-press"))],
         "dpo": [lambda: (kill_in_step(7), dpo()), lambda: (kill_in_step(9), dpo())],
         "grpo": [lambda: (kill_in_step(9), grpo()), lambda: (kill_in_step(6), grpo())],
         "lists": [

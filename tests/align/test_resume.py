@@ -1,9 +1,10 @@
-"""A run killed by SIGKILL, or stopped by SIGTERM, and started again gives the very numbers of one
-that was not."""
+"""A run killed by SIGKILL, or stopped by SIGTERM or Ctrl-C, and started again gives the very
+numbers of one that was not."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,14 @@ from run_data import (
 )
 
 from align.checkpoint import read_json
+from align.interrupt import listening
 from align.offline import train_dpo, train_sft
 from align.online import train_grpo
 
 CASES = {
     "sft": (sft_config, train_sft),
     "sft-write": (sft_config, train_sft),
+    "sft-press": (sft_config, train_sft),
     "dpo": (dpo_config, train_dpo),
     "grpo": (grpo_config, lambda config: train_grpo(config, FirstChannel())),
     "lists": (lists_config, train_dpo),
@@ -35,8 +38,9 @@ CASES = {
 }
 ATTEMPTS = {"sft": 3, "dpo": 3, "grpo": 3}
 """Killed twice, and finished; the others once."""
-STOPPED = {"nft": 6}
-"""Asked by SIGTERM in step 5, where a rollout has two steps: it stops after 6, and says so."""
+STOPPED = {"nft": (6, "143"), "sft-press": (3, "130")}
+"""Last step and exit code. Asked by SIGTERM in step 5, where a rollout has two steps, it stops
+after 6; by Ctrl-C in step 3, after that."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def killed(untrained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     codes = dict(line.split() for line in done.stdout.splitlines())
     kills = {f"{name}/{n}": "-9" for name in CASES for n in range(1, ATTEMPTS.get(name, 2))}
-    expected = kills | {f"{name}/1": "143" for name in STOPPED}
+    expected = kills | {f"{name}/1": code for name, (_, code) in STOPPED.items()}
     assert codes == expected, done.stderr[-3000:]
     return data, out
 
@@ -73,7 +77,7 @@ def test_after_a_kill_the_losses_are_the_same_numbers(killed, untrained_folder, 
     make_config, train = CASES[name]
     checkpoints = sorted(p.name for p in (out / name / "checkpoints").glob("step-*"))
     if name in STOPPED:
-        assert checkpoints[-1] == f"step-{STOPPED[name]:08d}"
+        assert checkpoints[-1] == f"step-{STOPPED[name][0]:08d}"
         assert read_json(out / name / "run.json")["status"] == "stopped"
     else:
         assert checkpoints == ["step-00000005"]
@@ -87,6 +91,17 @@ def test_after_a_kill_the_losses_are_the_same_numbers(killed, untrained_folder, 
     assert read_json(out / name / "run.json")["attempts"] == ATTEMPTS.get(name, 2)
     assert result.export.is_dir()
     assert not list((out / name / "checkpoints").glob(".writing*"))
+
+
+def test_a_second_ctrl_c_ends_at_once(capfd):
+    with listening() as request:
+        signal.raise_signal(signal.SIGINT)
+        assert (request.is_set, request.name, request.exit_code) == (True, "SIGINT", 130)
+        assert "Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_finished_run_is_not_run_again(killed, untrained_folder, tmp_path):
