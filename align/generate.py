@@ -93,10 +93,14 @@ def generate(config: GenerateConfig) -> GenerateResult:
 
 
 def _open_folder(config: GenerateConfig) -> None:
-    """Create the folder, or refuse one that holds images of other settings."""
+    """Create the folder, or refuse one that holds images of other settings.
+
+    Where nothing was drawn yet, as after a size or model that was refused, nothing is bound.
+    """
     folder = config.output_dir
     path = folder / "config.yaml"
-    if path.is_file():
+    has_images = any(path.stat().st_size for path in _line_files(folder))
+    if has_images and path.is_file():
         different = changed_settings(load_config(GenerateConfig, path), config, OPERATIONAL)
         if different:
             listing = "\n  ".join(different)
@@ -108,13 +112,13 @@ def _open_folder(config: GenerateConfig) -> None:
         (folder / "parts").mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from error
-    _write_prompts(config)
+    _write_prompts(config, has_images)
     atomic_write(path, dump_config(config))
 
 
-def _write_prompts(config: GenerateConfig) -> None:
+def _write_prompts(config: GenerateConfig, has_images: bool) -> None:
     path = config.output_dir / "prompts.jsonl"
-    earlier = {p.id: p for p in iterate_prompts(path)} if path.is_file() else {}
+    earlier = {p.id: p for p in iterate_prompts(path)} if has_images and path.is_file() else {}
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for prompt, request in iterate_requests(config.prompts, config.splits):
             known = earlier.pop(prompt.id, prompt)
