@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,7 +206,7 @@ def _by_id(records: Iterable[Any]) -> dict[str, Any]:
         if found.setdefault(record.id, record) != record:
             raise ConflictError(
                 f"{type(record).__name__} {record.id!r} stands twice, with another "
-                f"{_differing(record, found[record.id])}"
+                f"{_differing(found[record.id], record)}"
             )
     return found
 
@@ -221,9 +222,13 @@ def _without_known(wanted: dict[str, Any], known: dict[str, Any]) -> list[Any]:
 
 
 def _differing(one: Record, other: Record) -> str:
-    """The fields in which two records differ, in words."""
-    fields = type(one).model_fields
-    return " and ".join(name for name in fields if getattr(one, name) != getattr(other, name))
+    """The fields in which two records differ, each with what ``one`` has and what ``other``."""
+    known, given = one.model_dump(mode="json"), other.model_dump(mode="json")
+    return " and ".join(
+        f"{name} ({reprlib.repr(known[name])}, here {reprlib.repr(given[name])})"
+        for name in known
+        if known[name] != given[name]
+    )
 
 
 def _load_prompts(session: Session, ids: Iterable[str]) -> dict[str, Prompt]:
