@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from annotate.images import png_of
 from annotate.imports import Imported, read_image
 from annotate.prompt_files import READERS, TEXT_COLUMNS, parquet_rows, prompt_id
-from annotate.schema import Candidate, Outcome, Prompt, Question, Split, language
+from annotate.schema import Candidate, Outcome, Prompt, Question, Split, faults, language
 from annotate.store import Answer, PreferenceStore, StoreError
 from annotate.store.content import sha256_of
 
@@ -281,9 +281,7 @@ def _named(where: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{where}: {field + ': ' if field else ''}{first['msg']}") from error
+        raise StoreError(f"{where}: {faults(error)}") from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{where}: {error}") from error
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError, model_validator
 from annotate.images import png_of
 from annotate.pairs import compare_ranks
 from annotate.prompt_files import read_prompts
-from annotate.schema import Candidate, Outcome, Prompt, Question, Record, Split
+from annotate.schema import Candidate, Outcome, Prompt, Question, Record, Split, faults
 from annotate.store import Answer, PreferenceStore, StoreError
 from annotate.store.content import sha256_of
 
@@ -56,7 +56,7 @@ def read_records(path: Path, record: type[R]) -> list[R]:
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 records.append(record.model_validate_json(text))
             except ValidationError as error:
-                raise StoreError(f"{path}, line {number}: {error}") from error
+                raise StoreError(f"{path}, line {number}: {faults(error)}") from error
     return records
 
 
@@ -157,7 +157,7 @@ def _read_rankings(path: Path) -> list[RankedImages]:
         try:
             rankings.append(RankedImages.model_validate(entry))
         except ValidationError as error:
-            raise StoreError(f"{path}, entry {number}: {error}") from error
+            raise StoreError(f"{path}, entry {number}: {faults(error)}") from error
     return rankings
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from annotate.images import png_of
-from annotate.schema import Prompt, Split, language
+from annotate.schema import Prompt, Split, faults, language
 from annotate.store.errors import StoreError
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
@@ -49,7 +49,9 @@ def read_prompts(
     for number, row in READERS[path.suffix](path):
         try:
             prompt = _prompt(row, Split(split), path.parent, {} if images is None else images)
-        except (FileNotFoundError, ValidationError, ValueError) as error:
+        except ValidationError as error:
+            raise StoreError(f"{path}, row {number}: {faults(error)}") from error
+        except (FileNotFoundError, ValueError) as error:
             raise StoreError(f"{path}, row {number}: {error}") from error
         if prompt is None:
             continue

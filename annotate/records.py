@@ -29,6 +29,7 @@ from annotate.schema import (
     Run,
     Split,
     Task,
+    faults,
     language,
 )
 from annotate.snapshot import Snapshot, SnapshotError, load_snapshot
@@ -55,6 +56,7 @@ __all__ = [
     "Task",
     "derive_pairs",
     "derive_rankings",
+    "faults",
     "language",
     "load_snapshot",
 ]

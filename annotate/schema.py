@@ -10,13 +10,26 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 
 class Record(BaseModel):
     """Base of every record: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def faults(error: ValidationError) -> str:
+    """What is wrong with a record: ``field: what is expected (got value)``, joined by ``; ``."""
+    return "; ".join(map(_fault, error.errors(include_url=False)))
+
+
+def _fault(detail: ErrorDetails) -> str:
+    where, got = ".".join(map(str, detail["loc"])), detail["input"]
+    is_short = isinstance(got, int | float) or (isinstance(got, str) and len(got) <= 100)
+    message = detail["msg"].removeprefix("Value error, ")
+    return (f"{where}: " if where else "") + message + (f" (got {got!r})" if is_short else "")
 
 
 class Question(StrEnum):

@@ -34,6 +34,7 @@ from annotate.schema import (
     Record,
     Split,
     Task,
+    faults,
 )
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ def _from_lines(record: type[R], data: bytes, path: Path) -> list[R]:
         try:
             records.append(record.model_validate_json(line))
         except ValidationError as error:
-            raise SnapshotError(f"{path}, line {number}: {error}") from error
+            raise SnapshotError(f"{path}, line {number}: {faults(error)}") from error
     return records
 
 

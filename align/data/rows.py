@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from align.config import SFTDataConfig
 from align.data.images import ImageFile, MarkedRegion
-from annotate.records import Prompt, Split, language
+from annotate.records import Prompt, Split, faults, language
 
 __all__ = [
     "CaptionedImage",
@@ -340,18 +340,10 @@ def read_jsonl(path: Path, model: type[R]) -> Iterator[R]:
             try:
                 row = model.model_validate_json(line)
             except ValidationError as error:
-                detail = error.errors()[0]
-                where = ".".join(map(str, detail["loc"]))
-                got = f" (got {detail['input']!r})" if _is_plain(detail["input"]) else ""
-                fault = f"{where}: {detail['msg']}{got}" if where else detail["msg"]
-                raise ValueError(f"{path}, line {number}: {fault}") from error
+                raise ValueError(f"{path}, line {number}: {faults(error)}") from error
             if isinstance(row, Row):
                 row._line = number
             yield row
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
 
 
 def split_rows(

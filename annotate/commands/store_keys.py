@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from annotate.commands.actions import Action, add_studio_arguments
-from annotate.schema import Question
+from annotate.schema import Question, faults
 
 if TYPE_CHECKING:
     from annotate.store import PreferenceStore
@@ -85,11 +85,7 @@ def _lines(path: Path) -> Iterator[tuple[int, KeyLine]]:
         try:
             yield number, KeyLine.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            raise ValueError(
-                f"{path}, line {number}: {field + ': ' if field else ''}{first['msg']}"
-            ) from error
+            raise ValueError(f"{path}, line {number}: {faults(error)}") from error
 
 
 KEY_ACTIONS = {

@@ -61,7 +61,7 @@ def test_a_row_keeps_what_it_says_of_itself(tmp_path):
         ("p.csv", "prompt,lang\na,en\nb\n", r"p\.csv, row 3: not as many fields"),
         ("p.csv", "words\na\n", "row 2: no column text, prompt or caption; there are words"),
         ("p.jsonl", '{"text": "a"}\n{"text"', "row 2: not valid JSON"),
-        ("p.jsonl", '{"text": "a", "split": "tests"}', "(?s)row 1.*train"),
+        ("p.jsonl", '{"text": "a", "split": "dev"}', r"row 1: split: .* 'test' \(got 'dev'\)$"),
         ("p.parquet", "PAR1", "not a Parquet file"),
         ("p.csv", 'text\na\n"b\nc\n', r"p\.csv, row 3: not valid CSV: unexpected end"),
         ("p.csv", f"text\n{'x' * 131_073}\n", r"p\.csv, row 2: not valid CSV: field larger"),
