@@ -67,10 +67,10 @@ def login_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
         address = request.client.host if request.client else ""
         user, wait = await run_in_threadpool(check, address, name, password)
         if wait > 0:
-            return _wait_page(language, next, wait)
+            return _wait_page(language, next, name, wait)
         if user is None:
             text = catalogue(language)["login.wrong"]
-            return HTMLResponse(login_page(language, _local(next), text), status_code=401)
+            return HTMLResponse(login_page(language, _local(next), text, name), status_code=401)
         token = await run_in_threadpool(store.create_session, user.id)
         answer = RedirectResponse(_local(next), status_code=303)
         answer.set_cookie(
@@ -95,9 +95,9 @@ def login_routes(store: PreferenceStore, config: ServeConfig) -> APIRouter:
     return router
 
 
-def _wait_page(language: str, next: str, seconds: int) -> Response:
+def _wait_page(language: str, next: str, name: str, seconds: int) -> Response:
     text = catalogue(language)["login.wait"].replace("{seconds}", str(seconds))
-    page = HTMLResponse(login_page(language, _local(next), text), status_code=429)
+    page = HTMLResponse(login_page(language, _local(next), text, name), status_code=429)
     page.headers["Retry-After"] = str(seconds)
     return page
 

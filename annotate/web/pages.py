@@ -40,8 +40,8 @@ _UNWANTED = re.compile(
 )
 
 
-def login_page(language: str, next_path: str, error: str = "") -> str:
-    """The login form. ``error`` and ``next_path`` are plain text."""
+def login_page(language: str, next_path: str, error: str = "", given: str = "") -> str:
+    """The login form; ``given`` is the name that was tried. All are plain text."""
     words = catalogue(language)
     other = next(code for code in LANGUAGES if code != language)
     values = {key.removeprefix("login."): escape(words[key]) for key in words if "login." in key}
@@ -52,6 +52,9 @@ def login_page(language: str, next_path: str, error: str = "") -> str:
         error=escape(error),
         error_hidden="" if error else "hidden",
         next=escape(next_path),
+        given=escape(given),
+        name_focus="" if given else "autofocus",
+        password_focus="autofocus" if given else "",
     )
 
 

@@ -95,6 +95,16 @@ def test_login_leads_to_this_server_alone(app, path):
     assert answer.headers["location"] == "/"
 
 
+def test_the_name_stays_in_the_form_after_a_wrong_password(store):
+    client = TestClient(create_app(store), base_url=HOST, headers=SAME_ORIGIN)
+    assert 'name="name" value="" ' in client.get("/login").text
+    wrong = {"name": '"><b>mei', "password": "wrong-password"}
+    page = client.post("/login", data=wrong).text
+    assert 'name="name" value="&quot;&gt;&lt;b&gt;mei" ' in page
+    assert 'type="password" autocomplete="current-password" required autofocus ' in page
+    assert "wrong-password" not in page
+
+
 def test_wrong_passwords_are_throttled(store):
     app = create_app(store, ServeConfig(login=LoginThrottle(max_failures=2)))
     client = TestClient(app, base_url=HOST, headers=SAME_ORIGIN)
