@@ -204,8 +204,10 @@ def test_a_pick_survives_a_lost_connection_and_a_reload(browser, url, store):
     )
     press(page, "1", "2")
     expect(page.locator(".ws-submit")).to_be_enabled()
+    before = page.locator(".ws-card").first.bounding_box()
     page.keyboard.press("Enter")
     expect(page.locator(".ws-banner")).to_contain_text("not saved yet")
+    assert page.locator(".ws-card").first.bounding_box() == before
     assert current_picks(store, "lea") == {}
     network["lost"] = False
     page.reload()

@@ -5,7 +5,7 @@ import { t } from "./i18n.js";
 
 const RETRY_MS = [2_000, 5_000, 10_000, 30_000];
 
-/** The bar under the top: what the annotator should know, and the one thing to do about it. */
+/** The bar in the place of the top: what the annotator should know, and the one thing to do about it. */
 export class Banner {
   constructor(root) {
     this.bar = root.querySelector(".ws-banner");
