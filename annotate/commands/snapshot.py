@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ HELP = "Cut an immutable snapshot of a studio's picks; verify one; write its pai
 EXAMPLE = "winsome snapshot cut studio runs/snapshot"
 RANKING = "ranking"
 EXPORT_FORMATS = ("jsonl", "parquet", "trl", "pickapic", "hpdv3")
+WITHOUT_QUESTION = ("trl", "pickapic", "hpdv3")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,10 +180,20 @@ def _export(args: argparse.Namespace) -> None:
     from annotate.snapshot import load_snapshot
 
     snapshot = load_snapshot(args.folder, images=args.images)
-    pairs = snapshot.pairs(args.policy, args.question, args.split)
+    # Ties are no pairs: Pick-a-Pic's are read from the picks, which must be the asked ones too.
+    asked = replace(snapshot, picks=tuple(snapshot.select(args.question, args.split)))
+    pairs = asked.pairs(args.policy)
     with writing(args.file):
-        count = EXPORTS[args.format](snapshot, pairs, args.file)
+        count = EXPORTS[args.format](asked, pairs, args.file)
     print(f"{count} rows in {args.file}")
+    questions = {snapshot.task_of[pair.task_id].question.value for pair in pairs}
+    if args.format in WITHOUT_QUESTION and len(questions) > 1:
+        mixed = ", ".join(sorted(questions))
+        print(
+            f"{args.format} has no column for the question: the answers to {mixed} stand there as "
+            "one preference; --question keeps one",
+            file=sys.stderr,
+        )
 
 
 def _describe(snapshot: Snapshot) -> None:

@@ -106,6 +106,36 @@ def test_a_changed_image_is_named_and_nothing_is_written(snapshot, tmp_path, nam
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize(("only", "rows"), [("overall", 6), ("detail", 0)])
+def test_ties_are_of_the_question_that_was_asked_for(
+    snapshot, tmp_path, monkeypatch, capsys, only, rows
+):
+    monkeypatch.chdir(tmp_path)
+    line = ["snapshot", "export", "snapshot", "p.parquet", "--format", "pickapic"]
+    assert main([*line, "--question", only]) == 0
+    assert f"{rows} rows in p.parquet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_questions_that_a_format_cannot_tell_apart_are_named(
+    make_place, tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.chdir(tmp_path)
+    with make_place("sqlite").open() as store:
+        (task,) = fill(store, tasks=1, each=3)
+        (user,) = add_users(store, "ada")
+        store.add_tasks({task.prompt_id: task.candidate_ids}, "detail")
+        for key in "ab":
+            store.submit(user.id, answer(store.claim(user.id), key))
+        cut_snapshot(store, tmp_path / "snapshot")
+    line = ["snapshot", "export", "snapshot", "out", "--format", name]
+    assert main(line) == 0
+    told = f"{name} has no column for the question: the answers to detail, overall stand there"
+    assert (told in capsys.readouterr().err) == (name not in ("jsonl", "parquet"))
+    assert main([*line, "--question", "detail"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_command_writes_a_file_or_nothing(snapshot, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["snapshot", "export", "snapshot", "pairs.json", "--format", "hpdv3"]) == 0
