@@ -75,6 +75,14 @@ def test_each_help_has_an_example_that_parses(name):
                 parser.parse_args(shlex.split(example)[2:])
 
 
+def test_settings_are_not_asked_for(capsys):
+    for command in (["sft"], ["reward", "train"]):
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.casefold().endswith("the following arguments are required: config")
+
+
 def test_settings_may_stand_before_and_after_options(capsys):
     command = ["plan", "configs/dpo/qwen_image_full.yaml", "batch_size=64", "--gpu", "h800-80gb"]
     assert cli.main([*command, "objective.beta=1", "lora.rank=4"]) == 0

@@ -17,6 +17,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, override: str) -> None
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help=f"settings that replace those of the file, such as {override}",
     )

@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", default="configs/tiny/demo.yaml", help="YAML file of DemoConfig"
     )
     parser.add_argument("--seed", type=int, default=None, help="another world (default: 0)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. test_prompts=60")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="e.g. test_prompts=60"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,9 @@ EXAMPLE = "winsome pretrain configs/tiny/pretrain.yaml output=runs/pretrain/pipe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file of PretrainConfig")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="dotted overrides"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("config", type=Path, help="YAML file of settings")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. head.width=128")
+    train.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. head.width=128"
+    )
     evaluate = actions.add_parser(
         "evaluate",
         help="measure a reward model on a split of any snapshot",
@@ -126,7 +128,9 @@ def _add_measuring(actions: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     curve.add_argument("config", type=Path, help="YAML file of settings")
-    curve.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. epochs=5")
+    curve.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. epochs=5"
+    )
     curve.add_argument(
         "--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], metavar="SHARE",
         help="of the training prompts; default: an eighth, a quarter, half, all",
@@ -140,7 +144,9 @@ def _add_measuring(actions: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     designers.add_argument("config", type=Path, help="YAML file of settings")
-    designers.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. epochs=5")
+    designers.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. epochs=5"
+    )
     designers.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="pseudonyms; default: every designer"
     )
@@ -155,7 +161,9 @@ def _add_serving(actions: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     serve.add_argument("config", type=Path, help="YAML file of settings")
-    serve.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. max_queue=64")
+    serve.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. max_queue=64"
+    )
     calibrate = actions.add_parser(
         "calibrate",
         help="measure the scales of a mix's scorers",
