@@ -196,6 +196,8 @@ def test_what_is_missing_is_named(tiny_folder, prompts, tmp_path):
         generate(config_for(tiny_folder, empty, tmp_path / "b"))
     with pytest.raises(FileNotFoundError, match="no diffusers pipeline at"):
         generate(config_for(tmp_path / "no-model", prompts, tmp_path / "c"))
+    with pytest.raises(FileNotFoundError, match=r"at 'tinny': expected 'tiny', a folder .* has$"):
+        generate(config_for("tinny", prompts, tmp_path / "c"))
     with pytest.raises(FileNotFoundError, match="no LoRA at"):
         generate(config_for(tiny_folder, prompts, tmp_path / "d", lora=tmp_path / "no-lora"))
     (tmp_path / "file").write_text("")

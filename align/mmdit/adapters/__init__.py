@@ -26,13 +26,17 @@ def load_adapter(path_or_id: str | Path, **options: Any) -> ModelAdapter:
     from diffusers import DiffusionPipeline
 
     config: Any
+    fault = (
+        f"no diffusers pipeline at {str(path_or_id)!r}: expected 'tiny', a folder that holds "
+        "model_index.json, or a model id, OWNER/NAME, that the hub or its local cache has"
+    )
+    # Of one word there is no pipeline on the hub, which would be asked six times within 25 seconds.
+    if "/" not in str(path_or_id) and not Path(path_or_id).exists():
+        raise FileNotFoundError(fault)
     try:
         config = DiffusionPipeline.load_config(str(path_or_id))
     except OSError as error:
-        raise FileNotFoundError(
-            f"no diffusers pipeline at {str(path_or_id)!r}: expected a folder that holds "
-            f"model_index.json, or a model id that the hub or its local cache has ({error})"
-        ) from error
+        raise FileNotFoundError(f"{fault} ({error})") from error
     family = config["_class_name"]
     if family not in ADAPTERS:
         raise ValueError(
