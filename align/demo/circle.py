@@ -24,7 +24,7 @@ import torch
 
 from align.config import GenerateConfig, resolve_model
 from align.demo.config import DemoConfig
-from align.demo.report import write_report
+from align.demo.report import headline, write_report
 from align.demo.settings import CircleSettings, circle_settings, continued_settings
 from align.demo.studio import (
     CRITERION_QUESTIONS,
@@ -83,7 +83,6 @@ def _run_circle(circle: Circle) -> Path:
     reward = circle.train_reward()
     circle.align()
     evaluation = circle.evaluate()
-    circle.leave_open_tasks()
     report = {
         "seed": config.seed,
         "seconds": round(time.monotonic() - started, 1),
@@ -96,6 +95,8 @@ def _run_circle(circle: Circle) -> Path:
         **evaluation,
     }
     path = write_report(folder, config, report, circle.runs)
+    say(f"{headline(report)}: {path}")
+    circle.leave_open_tasks()
     circle.store.close()
     return path
 

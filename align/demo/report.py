@@ -57,6 +57,16 @@ def write_report(
     return path
 
 
+def headline(report: Mapping[str, Any]) -> str:
+    """What came out, in one line of plain text."""
+    gain, wins = report["gain_over_sft"]["grpo"], report["win_rate"]
+    low, high = (f"{100 * gain[end]:+.1f}" for end in ("ci_low", "ci_high"))
+    return (
+        f"the final model gains {_percent(gain['mean'])} [{low}, {high}] over SFT by the ruler and "
+        f"wins {100 * wins['value']:.0f} % of blind comparisons by the simulated designers"
+    )
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:+.1f} %"
 
@@ -71,7 +81,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     return f"""<h1>From picks to a better model</h1>
 <p class="lead">The final model gains <b>{_percent(gain["mean"])}</b>
 {_range({k: 100 * gain[k] for k in ("ci_low", "ci_high")}, "{:+.1f}")} over the SFT baseline on the
-mean of the three criteria, and the designers prefer it blindly in
+mean of the three criteria, and the simulated designers prefer it blindly in
 <b>{100 * wins["value"]:.0f} %</b>
 {_range({k: 100 * wins[k] for k in ("ci_low", "ci_high")}, "{:.0f}")} of comparisons.</p>
 <p class="soft">Seed {report["seed"]} · {report["picks"]} picks · {report["seconds"]:.0f} s,

@@ -6,6 +6,7 @@ import pytest
 
 from align.demo.circle import MODELS, _claim, run_demo
 from align.demo.config import DemoConfig
+from align.demo.report import headline
 from annotate.records import Question
 from annotate.settings import load_config
 from annotate.store import PreferenceStore
@@ -46,6 +47,15 @@ def test_the_report_has_every_figure(demo):
         assert report["headroom_closed"][model] is not None
     assert 0 <= report["win_rate"]["ci_low"] <= report["win_rate"]["ci_high"] <= 1
     assert {"accuracy", "ci_low", "ci_high", "ceiling"} <= report["reward_model"].keys()
+
+
+def test_one_line_says_what_came_out():
+    gain = {"mean": 0.0381, "ci_low": 0.0229, "ci_high": 0.0561}
+    report = {"gain_over_sft": {"grpo": gain}, "win_rate": {"value": 0.6649}}
+    assert headline(report) == (
+        "the final model gains +3.8 % [+2.3, +5.6] over SFT by the ruler and wins 66 % of blind "
+        "comparisons by the simulated designers"
+    )
 
 
 def test_the_page_stands_alone(demo):
