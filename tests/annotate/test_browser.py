@@ -109,6 +109,12 @@ def test_a_designer_labels_five_tasks_with_the_keyboard_alone(
     wait_for_images(page)
     press(page, "1")  # of two, the other is the worst
     assert marks(page) == {"A": "best", "B": "worst"}
+    press(page, "2")  # as among more: the second number is the worst
+    assert marks(page) == {"A": "best", "B": "worst"}
+    press(page, "2")  # and once more changes the answer
+    assert marks(page) == {"A": "worst", "B": "best"}
+    press(page, "1")
+    assert marks(page) == {"A": "best", "B": "worst"}
     submit(page, "5 of 7")
 
     wait_for_images(page)

@@ -1,7 +1,7 @@
 // What an annotator has decided so far about one task: pure values, no page.
 //
-// A pick is {outcome, win, lose, reasons, regions, marks}. win and lose are places on the page from
-// 0, or null; reasons are texts like "win:detail"; a region is {place, x, y, width, height,
+// A pick is {outcome, win, lose, followed, reasons, regions, marks}. win and lose are places on the page from
+// 0, or null; followed says that nobody chose the worst: of two it is the other; reasons are texts like "win:detail"; a region is {place, x, y, width, height,
 // criterion} in pixels of the image; marks are {place: {rating, thumb}}.
 // A frame says what is judged: {count, reference}, the place of the gold image or null.
 
@@ -9,7 +9,8 @@ export const CRITERIA = ["aesthetics", "instruction", "detail"];
 
 /** Nothing decided yet. In reference mode the gold image is the best from the start. */
 export function emptyPick(frame) {
-  return { outcome: null, win: frame.reference, lose: null, reasons: [], regions: [], marks: {} };
+  const marked = { outcome: null, win: frame.reference, lose: null, followed: false };
+  return { ...marked, reasons: [], regions: [], marks: {} };
 }
 
 /** Marks `place` as best; pressing the best again clears it. */
@@ -35,15 +36,23 @@ export function markWorst(pick, place, frame) {
 /** One key for both marks: the first press is the best, the next on another the worst. */
 export function press(pick, place, frame, quick) {
   if (frame.reference !== null) return markWorst(pick, place, frame);
-  if (frame.count === 2) return markBest(pick, place, frame);
+  if (frame.count === 2) return pressOfTwo(pick, place, frame, quick);
   if (pick.lose === place) return markWorst(pick, place, frame);
   const wantsWorst = quick && pick.win !== null && pick.win !== place && pick.lose === null;
   return wantsWorst ? markWorst(pick, place, frame) : markBest(pick, place, frame);
 }
 
+// "1 2" means best and worst among more candidates. Here too: a 2 that swapped them would reverse
+// the answer of everybody who types both. What was chosen or confirmed, the number swaps.
+function pressOfTwo(pick, place, frame, quick) {
+  if (quick && pick.followed && pick.lose === place) return { ...pick, followed: false };
+  return { ...markBest(pick, place, frame), followed: pick.win === null };
+}
+
 /** Chooses "all bad" or "all equal" instead of marks; choosing it again takes it back. */
 export function markAll(pick, outcome, frame) {
-  const bare = { ...pick, outcome: null, win: frame.reference, lose: null, reasons: [] };
+  const { win, lose, followed } = emptyPick(frame);
+  const bare = { ...pick, outcome: null, win, lose, followed, reasons: [] };
   return pick.outcome === outcome ? bare : { ...bare, outcome };
 }
 
@@ -127,6 +136,7 @@ export function fromAnswer(answer, positionOf, frame) {
     outcome: kept ? answer.outcome : null,
     win: answer.outcome === "picked" ? placeOf(answer.win_position) : empty.win,
     lose: placeOf(answer.lose_position),
+    followed: false,
     reasons: answer.reasons.map(({ target, criterion }) => `${target}:${criterion}`),
     regions: answer.regions.map(({ position, ...box }) => ({ place: placeOf(position), ...box })),
     marks: Object.fromEntries(
@@ -150,5 +160,6 @@ function other(place, mark, frame) {
 function settle(pick, { win, lose }) {
   const kept = { win: win === pick.win, lose: lose === pick.lose };
   const reasons = pick.reasons.filter((reason) => kept[reason.split(":")[0]]);
-  return { ...pick, outcome: win === null && lose === null ? null : "picked", win, lose, reasons };
+  const outcome = win === null && lose === null ? null : "picked";
+  return { ...pick, outcome, win, lose, followed: false, reasons };
 }
