@@ -211,6 +211,9 @@ def _describe(cls: type[BaseModel], detail: ErrorDetails) -> str:
         is_whole = detail["type"] == "missing" or isinstance(detail["input"], Mapping)
         got = "" if is_whole else f" (got {detail['input']!r})"
         message = detail["msg"].removeprefix("Value error, ")
+        owner = _resolve(cls, location)
+        if detail["type"] == "model_type" and owner is not None:
+            message = f"must hold settings of its own: {', '.join(sorted(owner.model_fields))}"
         return f"{_dotted(cls, location) or 'settings'}: {message}{got}"
     *parents, name = location
     owner = _resolve(cls, parents)

@@ -51,6 +51,7 @@ def test_the_resolved_configuration_is_a_valid_input(path, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("lora=8", r"lora: must hold settings of its own: alpha, .*rank.* \(got 8\)"),
         ("lora.rnk=8", r"lora\.rnk: unknown setting; did you mean 'rank'\? valid choices: alpha, "),
         ("lora.rank=-1", r"lora\.rank: Input should be greater than 0 \(got -1\)"),
         ("optimizer.lr=.inf", r"optimizer\.lr: Input should be a finite number \(got inf\)"),
