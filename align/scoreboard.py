@@ -146,7 +146,7 @@ def _draw(config: EvalConfig, place: int) -> list[Candidate]:
     settings = {name: getattr(config, name) for name in DrawConfig.model_fields}
     settings |= {"output_dir": folder, "model": model.model, "lora": model.lora}
     generate(GenerateConfig(**settings))
-    lines = (folder / "candidates.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "candidates.jsonl").read_bytes().splitlines()
     count = config.candidates * sum(1 for _ in iterate_prompts(config.prompts, config.splits))
     return [Candidate.model_validate_json(line) for line in lines[:count]]
 

@@ -113,7 +113,7 @@ def _draw(model: Path, folder: Path) -> list[Image.Image]:
     )
     drawn = [
         Candidate.model_validate_json(line)
-        for line in (out / "candidates.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (out / "candidates.jsonl").read_bytes().splitlines()
     ]
     return [Image.open(out / "images" / f"{c.image_sha256}.png") for c in drawn]
 

@@ -114,7 +114,7 @@ def _drawn(folder: Path, name: str) -> dict[str, Candidate]:
         choices = ", ".join(models) or "none: winsome eval fills such a folder"
         raise FileNotFoundError(f"{folder} has no images of a model {name!r}; models: {choices}")
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         candidate = Candidate.model_validate_json(line)
         assert candidate.generation is not None
         found[candidate.generation.noise_key] = candidate

@@ -124,9 +124,7 @@ def _by_criterion(figures: Mapping[str, Mapping[str, float]]) -> str:
 def _grid(folder: Path, config: DemoConfig) -> str:
     prompts = [
         Prompt.model_validate_json(line)
-        for line in (folder / "evaluation" / "base-prompts.jsonl")
-        .read_text(encoding="utf-8")
-        .splitlines()
+        for line in (folder / "evaluation" / "base-prompts.jsonl").read_bytes().splitlines()
     ][:GRID_PROMPTS]
     images = {}
     for model in SHOWN:

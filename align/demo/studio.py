@@ -75,7 +75,7 @@ def write_references(path: Path, config: DemoConfig) -> None:
 
 
 def read_candidates(folder: Path) -> list[Candidate]:
-    lines = (folder / "candidates.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "candidates.jsonl").read_bytes().splitlines()
     return [Candidate.model_validate_json(line) for line in lines]
 
 

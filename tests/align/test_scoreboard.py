@@ -174,6 +174,35 @@ def test_people_are_asked_blindly_and_their_win_rate_comes_back(evaluated, tmp_p
     assert command("tiny", "tiny")[0] == 2
 
 
+def test_an_id_may_hold_what_other_readers_take_for_the_end_of_a_line(
+    untrained_folder, tmp_path, capsys
+):
+    ids = ("line\u2028separator", "next\x85line", "vertical\x0btab")
+    prompts = [{"id": name, "text": "a red circle", "lang": "en"} for name in ids]
+    lines = [json.dumps(prompt, ensure_ascii=False) + "\n" for prompt in prompts]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    config = parse_config(
+        EvalConfig,
+        {
+            "prompts": tmp_path / "prompts.jsonl",
+            "output_dir": tmp_path / "run",
+            "models": [{"name": name, "model": str(untrained_folder)} for name in ("one", "two")],
+            "scorers": [{"type": "remote", "url": "http://127.0.0.1:9"}],
+            "candidates": 1,
+            "height": 32,
+            "width": 32,
+            "num_steps": 1,
+            "progress": False,
+        },
+    )
+    report = evaluate_models(config.model_copy(update={"scorers": ()}), [Brightness()])
+    assert report["prompts"] == report["figures"]["brightness"]["two"]["images"] == 3
+    studio = str(tmp_path / "studio")
+    PreferenceStore.open(studio).close()
+    assert cli.main(["compare", str(tmp_path / "run"), "one", "two", "--studio", studio]) == 0
+    assert "3 pairs of one image are ties" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
