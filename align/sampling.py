@@ -64,6 +64,9 @@ def sample(
 
     The latents keep the parameters' dtype between steps, as in the stock pipeline: from the same
     noise the same image comes out.
+
+    Raises:
+        ValueError: what came out is not finite.
     """
     dtype = next(transformer.parameters()).dtype
     height, width = (side * adapter.scale_factor for side in noise.shape[-2:])
@@ -81,7 +84,7 @@ def sample(
             one_pass,
         )
         latents = (latents.float() + (sigma_next - sigma) * velocity).to(dtype)
-    return latents
+    return _require_finite(latents)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ def sample_sde(
             training on the same batch does.
 
     Raises:
-        ValueError: the steps are no steps, or samples that are to be shared differ.
+        ValueError: the steps are no steps, samples that are to be shared differ, or what came out
+            is not finite.
     """
     steps = [*sde_steps]
     if not steps or steps != sorted({*steps}) or steps[0] < 0 or steps[-1] >= num_steps:
@@ -185,7 +189,19 @@ def sample_sde(
         recorded.append((x_t, x_next, sigma, sigma_next, log_prob, mean))
         x_t = x_next
     states = [torch.stack(column) for column in zip(*recorded, strict=True)]
-    return Trajectory(x_t, *states)
+    return Trajectory(_require_finite(x_t), *states)
+
+
+def _require_finite(latents: Tensor) -> Tensor:
+    """They would be decoded to black images, which look like any others to a scorer."""
+    finite = latents.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise ValueError(
+            f"{int((~finite).sum())} of {len(latents)} drawn latents are not finite: the weights "
+            "have diverged, the guidance scale or the noise level is too large, or the dtype "
+            "overflows"
+        )
+    return latents
 
 
 def _first_of_each(

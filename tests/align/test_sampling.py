@@ -51,6 +51,16 @@ def test_guidance_without_a_negative_prompt_is_an_error(adapter, cond, noise):
         sample(adapter, adapter.transformer, cond, noise, 2, guidance_scale=4.0)
 
 
+def test_latents_that_are_not_finite_are_an_error(adapter, cond, noise):
+    """Decoded they would be black images like any others."""
+    negative = adapter.encode_prompts([" "] * 3)
+    with pytest.raises(ValueError, match="3 of 3 drawn latents are not finite"):
+        sample(adapter, adapter.transformer, cond, noise, 2, 1e300, negative)
+    settings = {"noise_level": 1e30, "sde_steps": [0], "step_noise": noise[None]}
+    with pytest.raises(ValueError, match="3 of 3 drawn latents are not finite"):
+        sample_sde(adapter, adapter.transformer, cond, noise, 2, **settings)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("blocks", ["stock", "joint"])
 def test_guidance_in_one_pass_is_that_of_two(adapter, transformer, cond, noise, blocks):
