@@ -74,7 +74,8 @@ def tie_losses(margin: Tensor, tie_threshold: float) -> Tensor:
     ``P(tie) = (e^(2 alpha) - 1) sigmoid(m - alpha) sigmoid(-m - alpha)``: what the two sigmoids of
     a win and a loss leave to 1; the loss is least at a margin of 0.
     """
-    constant = math.log(math.expm1(2 * tie_threshold))
+    # log(e^(2 alpha) - 1), without overflow for a large alpha.
+    constant = 2 * tie_threshold + math.log(-math.expm1(-2 * tie_threshold))
     return -F.logsigmoid(margin - tie_threshold) - F.logsigmoid(-margin - tie_threshold) - constant
 
 

@@ -63,6 +63,12 @@ def test_a_win_a_loss_and_a_tie_have_probability_one_together():
     assert MARGINS[tie.argmax()].item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize(("threshold", "least"), [(1e-6, -math.log(5e-7)), (400.0, 0.0)])
+def test_the_likelihood_of_a_tie_holds_at_thresholds_of_any_size(threshold, least):
+    even = torch.zeros(1, dtype=torch.float64)
+    assert tie_losses(even, threshold).item() == pytest.approx(least, rel=1e-5)
+
+
 def test_kto_is_its_closed_form_and_pulls_the_two_kinds_apart():
     desirable = torch.arange(len(MARGINS)) % 2 == 0
     found = kto(MARGINS, desirable, reference_point=0.4)
