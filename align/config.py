@@ -19,6 +19,7 @@ from align.data_config import (
     Positive,
     ResolutionConfig,
     SFTDataConfig,
+    Side,
     SnapshotPairsConfig,
     SourceConfig,
 )
@@ -326,8 +327,8 @@ class DrawConfig(SourceConfig):
     candidates: Positive = 5
     """Images for each prompt."""
     seed: NonNegative = 0
-    height: Positive = 128
-    width: Positive = 128
+    height: Side = 128
+    width: Side = 128
     num_steps: Positive = 20
     guidance_scale: float = Field(default=1.0, ge=1)
     """True classifier-free guidance; 1: none, at half the cost."""

@@ -19,40 +19,40 @@ __all__ = [
     "Positive",
     "ResolutionConfig",
     "SFTDataConfig",
+    "Side",
     "SnapshotPairsConfig",
     "SourceConfig",
 ]
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(gt=0, lt=2**16, multiple_of=16)]
+"""Of an image, in pixels: a latent has one for 8, and a token two of these."""
 
 
 class SourceConfig(Config):
     """How a model that edits reads the images that prompts refer to."""
 
-    source_area: Annotated[int, Field(ge=32 * 32)] = 1024 * 1024
+    source_area: Annotated[int, Field(ge=32 * 32, lt=2**31)] = 1024 * 1024
     """Pixels that a source image is brought to, in its own shape; the stock pipelines' number."""
 
 
 class ResolutionConfig(SourceConfig):
     """The size images are brought to: scaled to cover it, then cut at the centre."""
 
-    height: Positive | None = None
-    width: Positive | None = None
-    """Pixels, multiples of 16; null for both: images keep their size and must all have the same."""
+    height: Side | None = None
+    width: Side | None = None
+    """Null for both: images keep their size and must all have the same."""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ResolutionConfig:
         if (self.height is None) != (self.width is None):
             raise ValueError(f"give height and width or none, got {self.height} x {self.width}")
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value is not None and value % 16:
-                raise ValueError(f"{name} must be a multiple of 16 pixels, got {value}")
         return self
 
 
-Bucket = tuple[Positive, Positive]
+Bucket = tuple[Side, Side]
 """Height and width of an aspect-ratio bucket, in pixels."""
 
 
@@ -77,8 +77,6 @@ class SFTDataConfig(ResolutionConfig):
             raise ValueError("give height and width, or buckets, not both")
         if len(set(self.buckets)) < len(self.buckets):
             raise ValueError(f"a bucket stands twice: {self.buckets}")
-        for height, width in self.buckets:
-            ResolutionConfig(height=height, width=width)
         return self
 
 

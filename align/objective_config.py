@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from align.data_config import NonNegative, Positive, SourceConfig
+from align.data_config import NonNegative, Positive, Side, SourceConfig
 from annotate.settings import Config
 
 __all__ = [
@@ -135,8 +135,8 @@ _READ_BY_LOSS: dict[str, set[str]] = {
 class RolloutConfig(SourceConfig):
     """How images are drawn during GRPO."""
 
-    height: Positive = 128
-    width: Positive = 128
+    height: Side = 128
+    width: Side = 128
     num_steps: Positive = 10
     """Sampling steps."""
     window: Positive = 2

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from align.data_config import Fraction
 from annotate.settings import Config
 
 __all__ = ["EMAConfig", "OptimizerConfig", "Precision"]
@@ -33,7 +34,7 @@ class OptimizerConfig(Config):
     """Step each parameter as soon as its gradient is there, and free the gradient: no second copy
     of the model in memory. One process, no accumulation, no clipping of the global norm."""
     lr: float = Field(default=1e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay of the moments; Adafactor has a schedule of its own."""
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from align.data_config import Fraction, NonNegative, Positive, SourceConfig
+from align.data_config import Fraction, NonNegative, Positive, Side, SourceConfig
 from annotate.records import Split
 from annotate.settings import Config
 from rewards.scorers.config import ScorerConfig
@@ -55,8 +55,8 @@ class SamplesConfig(SourceConfig):
     """Images for each prompt."""
     seed: NonNegative = 0
     """Of their noise."""
-    height: Positive = 128
-    width: Positive = 128
+    height: Side = 128
+    width: Side = 128
     num_steps: Positive = 20
     guidance_scale: float = Field(default=1.0, ge=1)
     """True classifier-free guidance; 1: none, at half the cost."""

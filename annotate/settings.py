@@ -15,7 +15,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 __all__ = [
@@ -33,7 +34,8 @@ __all__ = [
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable; an unknown key and an infinite number are errors."""
+    """Base of every configuration: immutable; an unknown key, an infinite number and a switch that
+    stands for a number are errors."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -42,6 +44,21 @@ class Config(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, settings: Any) -> Any:
+        # pydantic takes true for 1, and YAML reads true in on and yes. The word is refused in the
+        # field's own place.
+        if not isinstance(settings, dict):
+            return settings
+        fields = cls.model_fields
+        return {
+            name: str(value).lower()
+            if isinstance(value, bool) and name in fields and _takes_numbers(fields[name])
+            else value
+            for name, value in settings.items()
+        }
 
 
 class ConfigError(ValueError):
@@ -257,6 +274,14 @@ def _annotation(cls: type[BaseModel], location: Sequence[int | str]) -> Any:
             arguments = [a for a in get_args(_strip(current)) if a not in empty]
             current = arguments[-1] if arguments else None
     return current
+
+
+def _takes_numbers(field: FieldInfo) -> bool:
+    """Whether numbers are among the alternatives of a field, and true and false are not."""
+    annotation = field.annotation
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    kinds = {_strip(choice) for choice in choices}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 def _strip(annotation: Any) -> Any:

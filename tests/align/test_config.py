@@ -30,10 +30,10 @@ def path(tmp_path: Path) -> Path:
 
 def test_overrides_reach_into_what_the_file_leaves_out_or_sets_to_null(path):
     config = load_config(
-        SFTConfig, path, ["lora.rank=8", "ema.decay=0.5", "optimizer.betas=[0, 1]"]
+        SFTConfig, path, ["lora.rank=8", "ema.decay=0.5", "optimizer.betas=[0, 0.5]"]
     )
     assert config.optimizer.lr == 1e-5
-    assert config.optimizer.betas == (0.0, 1.0)
+    assert config.optimizer.betas == (0.0, 0.5)
     assert config.lora is not None
     assert config.lora.rank == 8
     assert config.ema is not None
@@ -55,6 +55,13 @@ def test_the_resolved_configuration_is_a_valid_input(path, tmp_path):
         ("lora.rnk=8", r"lora\.rnk: unknown setting; did you mean 'rank'\? valid choices: alpha, "),
         ("lora.rank=-1", r"lora\.rank: Input should be greater than 0 \(got -1\)"),
         ("optimizer.lr=.inf", r"optimizer\.lr: Input should be a finite number \(got inf\)"),
+        ("optimizer.lr=yes", r"optimizer\.lr: Input should be a valid number.*\(got 'true'\)"),
+        ("max_steps=on", r"max_steps: Input should be a valid integer.*\(got 'true'\)"),
+        ("micro_batch_size=true", r"micro_batch_size: Input .*\(got 'true'\)"),
+        ("lora.rank=1000000000000", r"lora\.rank: Input should be less than 2147483648"),
+        ("optimizer.betas=[0.9, 1]", r"optimizer\.betas\.1: Input should be less than 1 \(got 1\)"),
+        ("samples={prompts: p, height: 40}", r"samples\.height: .* a multiple of 16 \(got 40\)"),
+        ("data.buckets=[[64, 40]]", r"data\.buckets\.0\.1: .* a multiple of 16 \(got 40\)"),
         ("data.min_score=.nan", r"data\.min_score: Input should be a finite number \(got nan\)"),
         ("optimizer.schedule=step", r"optimizer\.schedule: .*'constant', 'linear' or 'cosine'"),
         ("max_steps", "'max_steps' is not of the form"),
