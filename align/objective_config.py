@@ -243,4 +243,9 @@ class GRPOObjectiveConfig(Config):
     def _pairs(self) -> GRPOObjectiveConfig:
         if self.dpo.loss_type in ("kto", "plackett_luce") or self.dpo.auto_beta is not None:
             raise ValueError("dpo of online_dpo takes a loss of pairs with a fixed beta")
+        if self.dpo.tie_threshold:
+            raise ValueError(
+                f"dpo.tie_threshold is {self.dpo.tie_threshold}, and online_dpo has no ties: "
+                "groups of equal rewards are dropped (min_reward_std)"
+            )
         return self

@@ -388,6 +388,10 @@ def test_settings_of_the_siblings_that_cannot_work_are_refused(data, untrained_f
         ({"rollout": {"sde": "cps", "num_steps": 4, "window": 4}}, "last step of cps draws"),
         ({"rollout": {"sde": "cps", "noise_level": 1.2}}, "noise_level of cps must be"),
         (
+            {"objective": {"algorithm": "online_dpo", "dpo": {"tie_threshold": 0.1}}},
+            r"tie_threshold is 0\.1, and online_dpo has no ties",
+        ),
+        (
             {"objective": {"algorithm": "online_dpo"}, "updates_per_rollout": 2, "save_every": 0},
             "takes one update a rollout",
         ),
