@@ -198,7 +198,8 @@ class GRPOLoop:
             shape = (len(rollout.groups), self.config.group_size)
             rewards = [self._reward(s) if s is not None else torch.nan for s in scores]
             known = torch.tensor([score is not None for score in scores]).view(shape)
-            rewards = torch.tensor(rewards).view(shape)
+            # Scores that differ little for their size are alike in float32.
+            rewards = torch.tensor(rewards, dtype=torch.float64).view(shape)
             advantages = self._advantages(rewards, known, scores)
             self.learner.take(
                 rollout,
@@ -253,7 +254,8 @@ class GRPOLoop:
         weights = self.config.reward.weights
         parts = {
             name: torch.tensor(
-                [torch.nan if score is None else score.components[name] for score in scores]
+                [torch.nan if score is None else score.components[name] for score in scores],
+                dtype=torch.float64,
             ).view_as(rewards)
             for name in weights
         }

@@ -264,6 +264,13 @@ def test_rewards_that_teach_nothing_stop_the_run(
     assert not (config.output_dir / "final").exists()
 
 
+def test_rewards_that_differ_little_for_their_size_are_not_equal(data, untrained_folder, tmp_path):
+    config = grpo_config(data, untrained_folder, tmp_path / "run", max_steps=1, save_every=0)
+    metrics = train_grpo(config, Scorer(lambda i, item: Score(1e8 + i % 4))).metrics
+    assert metrics["frac_reward_zero_std"] == 0
+    assert metrics["reward_std"] == pytest.approx(1.25**0.5)
+
+
 def test_a_replay_that_differs_stops_the_run(data, untrained_folder, tmp_path, monkeypatch):
     """As if the weights that draw were not the weights that train."""
     import align.online
