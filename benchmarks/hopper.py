@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -90,6 +91,8 @@ def run_apart(name: str, args: argparse.Namespace) -> list[str]:
     command += [] if args.compile else ["--no-compile"]
     # A full card has no room for a fragmented pool.
     environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} | os.environ
+    # Ended from outside, it must not leave a part at work beside whatever is measured next.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     status: int | str
     try:
         status = subprocess.run(

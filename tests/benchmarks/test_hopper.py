@@ -79,6 +79,21 @@ def test_parts_run_apart_and_need_little(tmp_path):
     assert mixed["versions"]["torch"] == torch.__version__
 
 
+def test_a_part_ends_with_the_program_that_started_it(tmp_path):
+    program = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.hopper", "mixed", *ON_CPU, "--out", str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    deadline = time.monotonic() + 60
+    while not (part := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    program.terminate()
+    assert program.wait(timeout=60) == 143
+    assert len(part) == 1
+    assert not Path("/proc", part[0]).exists()
+
+
 def test_a_variant_that_computes_something_else_is_not_timed(monkeypatch):
     bench = Bench(torch.device("cpu"), TOY, repeats=1, compile=False)
     monkeypatch.setattr("align.mmdit.kernels.eager.rotate", lambda x, table: x)
