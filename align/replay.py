@@ -32,12 +32,22 @@ KINDS = {k.__name__: k for k in (SFTBatch, PairBatch, ListBatch, TransitionBatch
 
 
 def load_batches(path: Path) -> tuple[int, list[Any]]:
-    """The step, and the micro-batches that one process had in it, as the objectives take them."""
-    kept = torch.load(path, weights_only=True)
-    return kept["step"], [
-        KINDS[row["kind"]](**row["batch"] | {"cond": Conditioning(**row["batch"]["cond"])})
-        for row in kept["batches"]
-    ]
+    """The step, and the micro-batches that one process had in it, as the objectives take them.
+
+    Raises:
+        ValueError: the file is damaged, or of another kind; names it.
+    """
+    try:
+        kept = torch.load(path, weights_only=True)
+        return kept["step"], [
+            KINDS[row["kind"]](**row["batch"] | {"cond": Conditioning(**row["batch"]["cond"])})
+            for row in kept["batches"]
+        ]
+    # torch reads a file of its own format, of an older one, or of any pickle, and each breaks in
+    # ways of its own.
+    except Exception as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or holds no kept batch: {why}") from error
 
 
 def replay(path: Path) -> tuple[int, int, list[dict[str, float]]]:
@@ -50,7 +60,7 @@ def replay(path: Path) -> tuple[int, int, list[dict[str, float]]]:
         The step, that of the checkpoint (0: the base model), and a row for each micro-batch.
 
     Raises:
-        ValueError: the checkpoint's weights are parts of a sharded launch.
+        ValueError: the file is damaged, or the checkpoint's weights are parts of a sharded launch.
     """
     folder = path.parent
     step, batches = load_batches(path)

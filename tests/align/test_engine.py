@@ -118,6 +118,11 @@ def test_gradients_that_stay_large_stop_the_run_and_the_step_is_replayed(
     assert (step, checkpoint, len(rows)) == (4, 3, 2)
     assert main(["replay", str(path)]) == 0
     assert "step 4, 2 micro-batches, weights of checkpoint 3" in capsys.readouterr().out
+    whole = path.read_bytes()
+    for part in (b"", b"no batch at all", whole[: len(whole) // 2]):
+        path.write_bytes(part)
+        assert main(["replay", str(path)]) == 2
+        assert f"{path} is damaged, or holds no kept batch: " in capsys.readouterr().err
     again = config.model_copy(update={"divergence": DivergenceConfig(factor=0)})
     again = again.model_copy(update={"output_dir": tmp_path / "again"})
     train_dpo(again)
