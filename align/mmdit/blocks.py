@@ -15,6 +15,7 @@ Weights, their names and their modules stay the stock ones.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -71,8 +72,8 @@ def install_blocks(
             of selective saving are that device's, while the weights may still wait to be sharded.
 
     Raises:
-        ValueError: the backend is wrong for training, or selective saving would miss a matrix
-            product on this device.
+        ValueError: the backend is wrong for training, selective saving would miss a matrix product
+            on this device, or there is no GPU for the fused kernels.
     """
     model: Any = transformer
     place: torch.device = device or next(model.parameters()).device
@@ -87,6 +88,8 @@ def install_blocks(
     if getattr(model, "zero_cond_t", False):
         raise ValueError("this transformer has zero_cond_t, which joint blocks do not compute")
     choice = choose_attention(AttentionDevice.here(place))
+    if settings.blocks == "fused" and place.type == "cpu" and not _is_interpreted():
+        raise ValueError("blocks 'fused' compute on a GPU, got device cpu: take 'joint' or 'stock'")
     backend = settings.attention or choice.backend
     require_backend(backend, masked=False)
     kernels = load_kernels(settings.blocks)
@@ -103,6 +106,10 @@ def install_blocks(
     why = "as asked" if settings.attention else choice.reason
     compiled = ", compiled block by block" if settings.compile else ""
     return f"{said}{compiled}; attention {backend} ({choice.kernel}: {why})"
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def has_joint_blocks(transformer: nn.Module) -> bool:

@@ -171,3 +171,5 @@ def test_settings_that_contradict_each_other_are_refused(joint):
         BlockSettings("stock", compile=True)
     with pytest.raises(ValueError, match="'sage' is wrong for unpadded training"):
         install_blocks(joint, BlockSettings("joint", attention="sage"))
+    with pytest.raises(ValueError, match="'fused' compute on a GPU, got device cpu"):
+        install_blocks(joint, BlockSettings("fused"))
