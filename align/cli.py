@@ -90,6 +90,12 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 def describe(error: Exception) -> str:
     """One clear message for an error that the user can mend."""
+    if is_out_of_memory(error):
+        return (
+            f"out of memory: {str(error).strip() or type(error).__name__}\n  Fewer images at once "
+            "(micro_batch_size, rollout.batch_size, batch_size), gradient_checkpointing and a LoRA "
+            "take less; winsome plan tells what fits"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     from pydantic import ValidationError
@@ -104,13 +110,21 @@ def describe(error: Exception) -> str:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether the cause lies outside the code: input, configuration, disk, or database.
+    """Whether the cause lies outside the code: input, configuration, memory, disk, or database.
 
     The database's own errors are looked up only if SQLAlchemy is loaded: without it none arose.
     """
     database = sys.modules.get("sqlalchemy.exc")
     outside = (OSError, ValueError, *((database.OperationalError,) if database else ()))
-    return isinstance(error, outside)
+    return isinstance(error, outside) or is_out_of_memory(error)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU or the machine has too little memory; torch says the latter in words alone."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return type(error) is RuntimeError and "can't allocate memory" in str(error)
 
 
 def dispatch(name: str, arguments: list[str]) -> int:

@@ -138,6 +138,12 @@ def run(args):
     if args.way == "database":
         import sqlalchemy
         sqlalchemy.create_engine(f"sqlite:///{args.folder}/none/studio.db").connect()
+    if args.way == "memory":
+        import torch
+        torch.empty(2**50)
+    if args.way == "card":
+        import torch
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
     if args.way == "interrupt":
         raise KeyboardInterrupt
     if args.way == "defect":
@@ -163,6 +169,8 @@ def fail(tmp_path, monkeypatch):
         ("full", "No space left on device"),
         ("record", "split: Input should be 'train', 'validation' or 'test'"),
         ("database", "unable to open database file"),
+        ("memory", "can't allocate memory: you tried to allocate 4503599627370496 bytes"),
+        ("card", "out of memory: CUDA out of memory. Tried to allocate 9.00 GiB."),
     ],
 )
 def test_an_error_that_the_user_can_mend_is_one_message(fail, capsys, way, message):
