@@ -242,7 +242,15 @@ class FeatureEncoder:
         )
         for start in range(0, len(images), IMAGE_BATCH):
             batch = images[start : start + IMAGE_BATCH]
-            latents = adapter.encode_images(load_images(batch, resolution)).float().cpu()
+            pixels = load_images(batch, resolution)
+            try:
+                adapter.latent_shape(*pixels.shape[-2:])
+            except ValueError as error:
+                raise ValueError(
+                    f"the image {batch[0].path} does not fit the model: {error}; set data.height "
+                    "and data.width to bring all images to one size"
+                ) from error
+            latents = adapter.encode_images(pixels).float().cpu()
             for image, row in zip(batch, latents, strict=True):
                 self.cache.put(image_keys[image.sha256], row.clone())
         for source in sources:

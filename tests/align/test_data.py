@@ -296,5 +296,10 @@ def test_images_of_different_sizes_are_named(data, encoder, tmp_path):
         ValueError, match=r"different sizes: .*0\.png is 32 x 32, .*wide\.png is 64"
     ):
         encoder().encode(files, [])
+    Image.new("RGB", (40, 32)).save(tmp_path / "odd.png")
+    with pytest.raises(
+        ValueError, match=r"odd\.png does not fit the model: image size is 32 x 40; .* data\.height"
+    ):
+        encoder().encode([ImageFile(tmp_path / "odd.png")], [])
     fitted = SFTDataConfig(path=path, height=32, width=32)
     assert encoder().encode(files, [], fitted).latents(files).shape[0] == 2
