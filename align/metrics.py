@@ -30,12 +30,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: a line other than the last is not JSON; names the file and the line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
     return rows

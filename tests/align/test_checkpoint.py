@@ -85,9 +85,10 @@ def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1}]
-    path.write_text('{"step"\n{"step": 2}\n')
-    with pytest.raises(ValueError, match="line 1: not JSON"):
-        read_metrics(path)
+    for damaged in (b'{"step"\n{"step": 2}\n', b"\x00\xff\n{}\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: not JSON"):
+            read_metrics(path)
 
 
 def test_a_full_disk_names_the_checkpoint_and_keeps_the_last_good_one(untrained_folder, tmp_path):
