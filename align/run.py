@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from align.checkpoint import CheckpointFolder, atomic_write, read_json
-from align.config import TrainConfig, dump_config, load_config
+from align.config import ConfigError, TrainConfig, dump_config, load_config
 from align.metrics import read_metrics
 from annotate.settings import changed_settings
 from rewards.lock import FolderLock
@@ -94,7 +94,13 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.is_file():
             raise ValueError(f"{self.path} has checkpoints but no config.yaml; choose another")
-        stored = load_config(type(self.config), path)
+        try:
+            stored = load_config(type(self.config), path)
+        except ConfigError as error:
+            raise ValueError(
+                f"{self.path} holds a run of another command, or of a version with other settings; "
+                f"choose another output_dir\n  {error}"
+            ) from error
         self._refuse(changed_settings(stored, self.config, OPERATIONAL), "of another configuration")
 
     def _refuse(self, different: list[str], what: str) -> None:

@@ -173,6 +173,16 @@ def test_a_finished_run_is_not_taken_for_one_on_other_data(untrained_folder, tmp
         train_sft(config.model_copy(update={"max_steps": 2}))
 
 
+def test_a_run_of_another_command_is_named(untrained_folder, tmp_path):
+    data = write_data(tmp_path / "data")
+    train_sft(
+        sft_config(data, untrained_folder, tmp_path / "run", max_steps=1, validation={"every": 0})
+    )
+    refused = r"run holds a run of another command, .*choose another output_dir(.|\n)*config\.yaml"
+    with pytest.raises(ValueError, match=refused):
+        train_dpo(dpo_config(data, untrained_folder, tmp_path / "run"))
+
+
 def test_so_it_is_with_pairs_prompts_and_rewards(untrained_folder, tmp_path):
     data = write_data(tmp_path / "data")
     dpo = dpo_config(data, untrained_folder, tmp_path / "dpo", max_steps=1)
