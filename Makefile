@@ -34,9 +34,9 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "winsome: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1) (make PYTHON=python3.12 takes another)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "winsome: $(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install -qq --upgrade 'pip>=25'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 demo: setup

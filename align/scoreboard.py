@@ -28,7 +28,7 @@ from align.checkpoint import atomic_write
 from align.config import DrawConfig, EvalConfig, GenerateConfig, dump_config
 from align.data.rows import Request, iterate_prompts, iterate_requests
 from align.generate import generate
-from annotate.records import Candidate, Prompt
+from annotate.records import Candidate, Prompt, win_rate
 from rewards.base import RewardItem, Score, Scorer, batch_places, complete_scores
 from rewards.metrics import paired_difference
 
@@ -224,7 +224,8 @@ def _figures(
     names = [cluster for cluster, _, _ in rows]
     first, second = [a for _, a, _ in rows], [b for _, _, b in rows]
     zeros = [0.0] * len(rows)
-    wins = (0.5 + 0.5 * np.sign(np.subtract(first, second))).tolist()
+    outcomes = (0.5 + 0.5 * np.sign(np.subtract(first, second))).tolist()
+    wins = win_rate(zip(names, outcomes, strict=True))
 
     def compared(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
         return asdict(paired_difference(names, a, b, seed=seed))
@@ -233,7 +234,7 @@ def _figures(
         "images": len(rows),
         "mean": compared(first, zeros),
         "difference": compared(first, second),
-        "wins": compared(wins, zeros),
+        "wins": {"difference": wins.value, "low": wins.ci_low, "high": wins.ci_high},
     }
 
 
@@ -269,7 +270,7 @@ def _write(
         f"<p>{report['prompts']} prompts, {report['images_per_prompt']} images each, from the same "
         f"noise for every model. Differences are to <b>{escape(report['baseline'])}</b>; wins are "
         "the share of images that beat its image from the same noise, a tie being half. Intervals "
-        "are 95 %, bootstrapped over prompts.</p>",
+        "are 95 %, over prompts: bootstrapped, and Wilson's of wins.</p>",
         *(_table(report, name) for name in report["scorers"]),
         "<h2>Images</h2>",
         _grid(prompts[: config.shown], drawn),

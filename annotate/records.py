@@ -33,6 +33,7 @@ from annotate.schema import (
     language,
 )
 from annotate.snapshot import Snapshot, SnapshotError, load_snapshot
+from annotate.win_rates import win_rate
 
 __all__ = [
     "PAIR_POLICIES",
@@ -59,4 +60,5 @@ __all__ = [
     "faults",
     "language",
     "load_snapshot",
+    "win_rate",
 ]

@@ -178,6 +178,26 @@ def pairings(
     return rows
 
 
+@dataclass(frozen=True)
+class WinRate:
+    """Share of blind comparisons that were won, a tie being half."""
+
+    value: float
+    """The mean over prompts of their own shares: one compared often counts once."""
+    ci_low: float
+    ci_high: float
+    """Of the 95 % interval over prompts (`wilson`)."""
+
+
+def win_rate(outcomes: Iterable[tuple[str, float]]) -> WinRate:
+    """Of (prompt, 1 where won, a half where tied, else 0), in any order; at least one."""
+    of_prompt: dict[str, list[float]] = defaultdict(list)
+    for prompt, outcome in outcomes:
+        of_prompt[prompt].append(outcome)
+    value = float(np.mean([np.mean(shares) for shares in of_prompt.values()]))
+    return WinRate(value, *wilson(value, len(of_prompt)))
+
+
 def wilson(share: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share of ``trials`` independent trials.
 

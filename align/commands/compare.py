@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     low, high = found.interval
     print(
         f"{args.second} wins {100 * found.win_rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of "
-        f"{found.answers} answers, a tie being half; 95 %, bootstrapped over prompts"
+        f"{found.answers} answers, a tie being half; mean and 95 % interval (Wilson) over prompts"
     )
 
 
@@ -57,7 +57,7 @@ class HumanComparison:
     win_rate: float | None
     """Of the second model, a tie being half; None before the first answer."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """95 %, whole prompts drawn again."""
+    """95 %, over prompts."""
 
 
 def compare(
@@ -72,7 +72,7 @@ def compare(
     """
     from annotate.imports import import_folder
     from annotate.schema import Outcome
-    from rewards.metrics import paired_difference
+    from annotate.win_rates import win_rate
 
     if first == second:
         raise ValueError(f"first and second are both {first!r}: name two models")
@@ -99,9 +99,8 @@ def compare(
     answers = len(rows) - alike
     if not rows or (different and not answers):
         return HumanComparison(len(tasks), answers, alike, None)
-    clusters, values = [row[0] for row in rows], [row[1] for row in rows]
-    rate = paired_difference(clusters, values, [0.0] * len(rows))
-    return HumanComparison(len(tasks), answers, alike, rate.difference, (rate.low, rate.high))
+    rate = win_rate(rows)
+    return HumanComparison(len(tasks), answers, alike, rate.value, (rate.ci_low, rate.ci_high))
 
 
 def _drawn(folder: Path, name: str) -> dict[str, Candidate]:

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: zero3 for all parameters on several GPUs",
     )
     parser.add_argument("--kind", choices=tuple(KINDS), help="default: told from the file")
-    parser.add_argument("--text-tokens", type=int, default=512, help="of its words (default: 512)")
+    parser.add_argument(
+        "--text-tokens", type=int, default=512, help="of a prompt's words (default: 512)"
+    )
     parser.add_argument(
         "--sources",
         type=int,

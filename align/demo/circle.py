@@ -19,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from align.config import GenerateConfig, resolve_model
@@ -45,6 +44,7 @@ from annotate.records import Outcome, Pick, Prompt, Question, Run, Snapshot, Spl
 from annotate.settings import dump_config
 from annotate.snapshot import cut_snapshot
 from annotate.store import PreferenceStore
+from annotate.win_rates import WinRate, win_rate
 from rewards.lock import FolderLock
 from rewards.train import RewardResult, train_reward
 
@@ -219,8 +219,8 @@ class Circle:
             login.write_text(f"name: admin\npassword: {password}\n", encoding="utf-8")
         say(f"`make serve` opens the studio; the account is in {login}")
 
-    def _win_rate(self, ours: str, theirs: str) -> Interval:
-        """How often designers blindly prefer ``ours``; a tie counts half, prompts are clusters."""
+    def _win_rate(self, ours: str, theirs: str) -> WinRate:
+        """How often designers blindly prefer ``ours``."""
         prompts = self.prompts[Split.TEST]
         self.workplace.know(prompts)
         first: dict[str, dict[str, str]] = {}
@@ -239,18 +239,13 @@ class Circle:
         self.workplace.label_everything()
         _, _, _, picks = self.store.labelled(kinds=["blind-ab"])
         task_of = {task.id: task for task in tasks}
-        won: dict[str, list[float]] = {}
+        won: list[tuple[str, float]] = []
         for pick in picks:
             task = task_of[pick.task_id]
             value = _share_won(pick, task.candidate_ids.index(first[ours][task.prompt_id]))
             if value is not None:
-                won.setdefault(task.prompt_id, []).append(value)
-        rates = list(won.values())
-        return interval(
-            lambda rows: float(np.mean([v for i in rows for v in rates[i]])),
-            len(rates),
-            self.config.seed,
-        )
+                won.append((task.prompt_id, value))
+        return win_rate(won)
 
     def _draw(self, name: str, model: str | Path, prompts: list[Prompt], count: int) -> Path:
         folder = self.folder / name

@@ -86,8 +86,9 @@ mean of the three criteria, and the simulated designers prefer it blindly in
 {_range({k: 100 * wins[k] for k in ("ci_low", "ci_high")}, "{:.0f}")} of comparisons.</p>
 <p class="soft">Seed {report["seed"]} · {report["picks"]} picks · {report["seconds"]:.0f} s,
 {report["cpu_seconds"]:.0f} CPU-seconds, {report["peak_rss_gib"]:.1f} GiB at the peak. Intervals are
-95 %, bootstrapped over prompts. The baseline is the better of SFT and SFT continued for as many
-optimizer steps as DPO and GRPO took. The ruler that measures was never a reward.</p>"""
+95 %, over prompts: bootstrapped, and Wilson's of comparisons won. The baseline is the better of SFT
+and SFT continued for as many optimizer steps as DPO and GRPO took. The ruler that measures was
+never a reward.</p>"""
 
 
 def _criteria_table(report: Mapping[str, Any]) -> str:

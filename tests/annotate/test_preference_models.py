@@ -9,7 +9,7 @@ import pytest
 from annotate.plackett_luce import Choices, best_worst_choices, fit, ranking_choices
 from annotate.records import Candidate, Generation, Pick, Task
 from annotate.reliability import annotator_reliability
-from annotate.win_rates import bradley_terry, pairings, standings, wilson
+from annotate.win_rates import bradley_terry, pairings, standings, wilson, win_rate
 
 
 def test_plackett_luce_is_that_of_choix():
@@ -177,3 +177,5 @@ def test_a_prompt_counts_once_however_often_it_was_compared():
             )
     row, _ = pairings(tasks, candidates, picks)
     assert (row.n_wins, row.n_losses, row.n_prompts, row.win_rate) == (99, 1, 2, 0.5)
+    rate = win_rate([("often", 1.0)] * 99 + [("once", 0.0)])
+    assert (rate.value, rate.ci_low, rate.ci_high) == (0.5, row.ci_low, row.ci_high)
