@@ -171,6 +171,19 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
+def _drawn(folder: Path) -> Iterator[tuple[Path, int, Candidate, tuple[str, int]]]:
+    """File, offset, record and cell of each line whose image is there.
+
+    A power cut can keep a line and lose its image, which is then drawn again.
+    """
+    for path in _line_files(folder):
+        for offset, line in _read_lines(path):
+            candidate, key = _parse(path, line)
+            image = folder / "images" / f"{candidate.image_sha256}.png"
+            if image.is_file() and image.stat().st_size:
+                yield path, offset, candidate, key
+
+
 def _parse(path: Path, line: bytes) -> tuple[Candidate, tuple[str, int]]:
     try:
         candidate = Candidate.model_validate_json(line)
@@ -184,9 +197,8 @@ def _merge(config: GenerateConfig) -> None:
     """Write candidates.jsonl in the order of the prompts, then remove the parts."""
     folder = config.output_dir
     places: dict[tuple[str, int], tuple[Path, int]] = {}
-    for path in _line_files(folder):
-        for offset, line in _read_lines(path):
-            places.setdefault(_parse(path, line)[1], (path, offset))
+    for path, offset, _, key in _drawn(folder):
+        places.setdefault(key, (path, offset))
     target = folder / "candidates.jsonl"
     with contextlib.ExitStack() as stack:
         sources = {p: stack.enter_context(p.open("rb")) for p in {p for p, _ in places.values()}}
@@ -300,11 +312,9 @@ def _draw_share(config: GenerateConfig, rank: int, world: int, parent: int | Non
     folder = config.output_dir
     with _own_part(folder, rank, world) as part:
         done: dict[tuple[str, int], str] = {}
-        for path in _line_files(folder):
-            for _, line in _read_lines(path):
-                candidate, key = _parse(path, line)
-                assert candidate.generation is not None
-                done[key] = candidate.generation.model_sha256
+        for _, _, candidate, key in _drawn(folder):
+            assert candidate.generation is not None
+            done[key] = candidate.generation.model_sha256
         drawer: Drawer | None = None
         hidden = not (config.progress and rank == 0 and sys.stderr.isatty())
         with tqdm(disable=hidden, unit="image", desc="drawing") as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from align.generate import generate
 from align.mmdit.flow import seeded_noise
 from align.mmdit.tokens import pack
 from annotate.records import Candidate
-from annotate.settings import parse_config
+from annotate.settings import dump_config, parse_config
 
 KILLED = """
 import os, signal, sys
@@ -138,6 +139,23 @@ def test_a_killed_run_loses_and_doubles_nothing(tiny_folder, prompts, whole, tmp
     ).read_bytes()
     images = sorted(p.name for p in (tmp_path / "out" / "images").iterdir())
     assert images == sorted(p.name for p in (whole / "images").iterdir())
+
+
+def test_what_a_power_cut_took_is_drawn_again(tiny_folder, prompts, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    missing, empty, *_ = (out / "images" / f"{c.image_sha256}.png" for c in candidates(out)[5:])
+    missing.unlink()
+    empty.write_bytes(b"")
+    config = config_for(tiny_folder, prompts, out)
+    command = "import sys; from align import cli; sys.exit(cli.main(sys.argv[1:]))"
+    (tmp_path / "generate.yaml").write_text(dump_config(config))
+    subprocess.run(
+        [sys.executable, "-c", command, "generate", str(tmp_path / "generate.yaml")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}, check=True,
+    )  # fmt: skip
+    for image in (missing, empty):
+        assert hashlib.sha256(image.read_bytes()).hexdigest() == image.stem
+    assert (out / "candidates.jsonl").read_bytes() == (whole / "candidates.jsonl").read_bytes()
 
 
 def test_another_batch_size_changes_at_most_the_last_bit(tiny_folder, prompts, whole, tmp_path):
