@@ -81,11 +81,14 @@ class TransitionBatch:
 def surrogate(
     log_ratio: Tensor, advantages: Tensor, clip_range: float, num_elements: int
 ) -> Tensor:
-    """Clipped policy-gradient losses ``(B,)`` in nats, before the factor ``D^(-1/2)``."""
-    clipped = log_ratio.clamp(-clip_range, clip_range)
-    gain = num_elements * torch.expm1(log_ratio / num_elements)
-    clipped_gain = num_elements * torch.expm1(clipped / num_elements)
-    return -torch.minimum(advantages * gain, advantages * clipped_gain)
+    """Clipped policy-gradient losses ``(B,)`` in nats, before the factor ``D^(-1/2)``.
+
+    The lesser of the two gains is that of the lesser or, below 0, of the greater log-ratio: chosen
+    before the exponential, a step that went too far has no gradient, and none that overflows.
+    """
+    rises, falls = log_ratio.clamp(max=clip_range), log_ratio.clamp(min=-clip_range)
+    chosen = torch.where(advantages > 0, rises, torch.where(advantages < 0, falls, 0))
+    return -advantages * num_elements * torch.expm1(chosen / num_elements)
 
 
 def is_clipped(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
@@ -99,9 +102,9 @@ def dppo_surrogate(
     log_ratio: Tensor, advantages: Tensor, old_kl: Tensor, clip_range: float, num_elements: int
 ) -> Tensor:
     """Flow-DPPO's losses ``(B,)`` in nats; ``old_kl (B,)`` from the policy that drew the step."""
-    gain = num_elements * torch.expm1(log_ratio / num_elements)
     masked = (old_kl >= clip_range) & (advantages * log_ratio > 0)
-    return torch.where(masked, 0.0, -advantages * gain)
+    kept = log_ratio.masked_fill(masked | (advantages == 0), 0)
+    return -advantages * num_elements * torch.expm1(kept / num_elements)
 
 
 VARIANTS = ("grpo", "guard", "dppo")

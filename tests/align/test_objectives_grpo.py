@@ -9,7 +9,7 @@ from peft import LoraConfig
 from torch.distributions import Independent, Normal, kl_divergence
 
 from align.mmdit.flow import seeded_noise
-from align.objectives.flow_grpo import FlowGRPO, TransitionBatch, surrogate
+from align.objectives.flow_grpo import FlowGRPO, TransitionBatch, dppo_surrogate, surrogate
 from align.policy import Policy
 from align.sampling import sample_sde
 from align.sde import gaussian_kl, gaussian_log_prob, sde_step
@@ -124,6 +124,21 @@ def test_the_clip_is_in_nats_and_stops_the_gradient():
     assert gradient.tolist() == pytest.approx([-1, 0, 0, 1, -1], abs=2e-4)
     expected = [-0.3, -0.5, -0.5, 0.6, 0.6]
     assert losses.tolist() == pytest.approx(expected, rel=2e-4)
+
+
+def test_a_step_that_went_too_far_or_counts_for_nothing_is_finite():
+    """However far: the exponential of its log-ratio would overflow."""
+    log_ratio = torch.tensor([1e9, 1e9, -1e9, 0.1], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([1.0, 0.0, -1.0, 2.0], dtype=torch.float64)
+    losses = surrogate(log_ratio, advantages, clip_range=0.5, num_elements=100)
+    bounds = [-math.expm1(0.005) * 100, 0, math.expm1(-0.005) * 100, -math.expm1(0.001) * 200]
+    assert losses.tolist() == pytest.approx(bounds, rel=1e-12)
+    slopes = [0, 0, 0, -2 * math.exp(0.001)]
+    assert torch.autograd.grad(losses.sum(), log_ratio)[0].tolist() == pytest.approx(slopes)
+    far = torch.tensor([9.0, 9.0, 9.0, 0.0], dtype=torch.float64)
+    losses = dppo_surrogate(log_ratio, advantages, far, clip_range=0.5, num_elements=100)
+    assert losses.tolist() == pytest.approx([0, 0, 0, bounds[3]], rel=1e-12)
+    assert torch.autograd.grad(losses.sum(), log_ratio)[0].tolist() == pytest.approx(slopes)
 
 
 def test_the_kl_is_that_of_the_two_gaussians_and_holds_the_policy(policy, batch, nudge):
