@@ -207,7 +207,8 @@ class FeatureEncoder:
         }
 
     def _check_sources(self, requests: Sequence[Request]) -> None:
-        for request in requests:
+        # The empty prompts of guidance come last: theirs is not the row to look for.
+        for request in sorted(requests, key=lambda request: not request.prompt.strip()):
             try:
                 self.bare.check_sources(len(request.sources))
             except ValueError as error:

@@ -308,7 +308,8 @@ def test_references_follow_the_source_and_one_image_is_all_that_the_first_edit_m
     (sample,) = read_captioned_images(SFTDataConfig.model_validate(settings), 0.0).train
     assert [source.path.name for source in sample.sources] == [f"source-{i}.png" for i in range(3)]
     config = sft(data, edit_folder, tmp_path / "run", data=settings, validation={"every": 0})
-    with pytest.raises(ValueError, match=r"source-2\.png, but .*got 3 source images.*at most 1"):
+    refused = r"'as the others' comes with .*source-2\.png, but .*got 3 source images.*at most 1"
+    with pytest.raises(ValueError, match=refused):
         train_sft(config)
 
 
