@@ -75,14 +75,13 @@ def import_image_folder(
     """
     metadata = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
     named = _from_metadata(metadata) if metadata else _from_subfolders(folder)
-    prompts = candidates = 0
+    total = Imported()
     while part := list(islice(named, ROWS_AT_ONCE)):
         new = [
             _candidate(text, _file_id(path, folder), read_image(path), split) for text, path in part
         ]
-        added = _add(store, new)
-        prompts, candidates = prompts + added.prompts, candidates + added.candidates
-    return Imported(prompts, candidates)
+        total += _add(store, new)
+    return total
 
 
 def import_pickapic(
@@ -102,13 +101,13 @@ def import_pickapic(
     rows = _pickapic_rows(path, split)
     total = Imported()
     while part := list(islice(rows, ROWS_AT_ONCE)):
-        total = _sum(total, _add(store, [shown for _, pair, _ in part for shown in pair]))
+        total += _add(store, [shown for _, pair, _ in part for shown in pair])
         by_user: dict[str, list[Compared]] = {}
         for user_id, (first, second), better in part:
             by_user.setdefault(user_id, []).append(_compared(first, second, better))
         for user_id, compared in by_user.items():
             annotator = store.closed_account(f"pickapic-{user_id}")
-            total = _sum(total, _answer(store, annotator.id, compared, question))
+            total += _answer(store, annotator.id, compared, question)
     return total
 
 
@@ -134,9 +133,9 @@ def import_hpdv3(
     pairs = _hpdv3_pairs(path, images, min_confidence, split)
     total = Imported()
     while part := list(islice(pairs, ROWS_AT_ONCE)):
-        total = _sum(total, _add(store, [shown for pair in part for shown in pair]))
+        total += _add(store, [shown for pair in part for shown in pair])
         compared = [_compared(better, worse, 1.0) for better, worse in part]
-        total = _sum(total, _answer(store, annotator_id, compared, question))
+        total += _answer(store, annotator_id, compared, question)
     return total
 
 
@@ -192,11 +191,8 @@ def _answer(
         )
         for prompt, pair, outcome in compared
     ]
-    return Imported(answers=store.add_answers(annotator_id, answers))
-
-
-def _sum(a: Imported, b: Imported) -> Imported:
-    return Imported(a.prompts + b.prompts, a.candidates + b.candidates, a.answers + b.answers)
+    added = store.add_answers(annotator_id, answers)
+    return Imported(answers=added, repeated=len(answers) - added)
 
 
 def _from_metadata(path: Path) -> Iterator[tuple[str, Path]]:

@@ -28,6 +28,17 @@ class Imported:
     prompts: int = 0
     candidates: int = 0
     answers: int = 0
+    repeated: int = 0
+    """Answers that were passed over: this annotator has answered about these images already, in an
+    earlier row or before."""
+
+    def __add__(self, other: Imported) -> Imported:
+        return Imported(
+            self.prompts + other.prompts,
+            self.candidates + other.candidates,
+            self.answers + other.answers,
+            self.repeated + other.repeated,
+        )
 
 
 class RankedImages(Record):
@@ -99,9 +110,9 @@ def import_rankings(
     two: picked where one ranks higher, all equal where they tie. Pixels are kept; the files
     become PNG.
     """
-    prompts = candidates = answers = 0
+    total = Imported()
     for item in _read_rankings(path):
-        prompts += store.add_prompts([Prompt(id=item.id, text=item.prompt, split=Split(split))])
+        prompts = store.add_prompts([Prompt(id=item.id, text=item.prompt, split=Split(split))])
         files = [png_of(read_image(images / name), name) for name in item.generations]
         shown = [
             Candidate(
@@ -114,11 +125,11 @@ def import_rankings(
             for index, (data, size) in enumerate(files)
         ]
         data_of = {sha256_of(data): data for data, _ in files}
-        candidates += store.add_candidates(shown, data_of)
+        total += Imported(prompts, store.add_candidates(shown, data_of))
         ordered, ties = compare_ranks(item.ranking)
-        answers += _answer(store, item.id, ordered, Outcome.PICKED, annotator_id, question)
-        answers += _answer(store, item.id, ties, Outcome.ALL_EQUAL, annotator_id, question)
-    return Imported(prompts, candidates, answers)
+        total += _answer(store, item.id, ordered, Outcome.PICKED, annotator_id, question)
+        total += _answer(store, item.id, ties, Outcome.ALL_EQUAL, annotator_id, question)
+    return total
 
 
 def _answer(
@@ -128,7 +139,7 @@ def _answer(
     outcome: Outcome,
     annotator_id: int,
     question: Question | str,
-) -> int:
+) -> Imported:
     """A task and its answer for each pair, (better, worse) where ``outcome`` is picked."""
     ids = [(f"{prompt_id}/{a}", f"{prompt_id}/{b}") for a, b in pairs]
     tasks = store.add_tasks([(prompt_id, pair) for pair in ids], question, kind="ranking")
@@ -142,7 +153,8 @@ def _answer(
         )
         for task, (win, lose) in zip(tasks, ids, strict=True)
     ]
-    return store.add_answers(annotator_id, answers)
+    added = store.add_answers(annotator_id, answers)
+    return Imported(answers=added, repeated=len(answers) - added)
 
 
 def _read_rankings(path: Path) -> list[RankedImages]:

@@ -63,6 +63,11 @@ def _import(args: argparse.Namespace, store: PreferenceStore) -> None:
     chosen = args.format or _guess_format(args.source)
     done = _importers()[chosen](store, args.source, **_given(args, chosen, store))
     print(f"New: {done.prompts} prompts, {done.candidates} candidates, {done.answers} answers.")
+    if done.repeated:
+        print(
+            f"Passed over: {done.repeated} answers about images on which the same annotator has "
+            "one already, in an earlier row or from before."
+        )
 
 
 def _given(args: argparse.Namespace, chosen: str, store: PreferenceStore) -> dict[str, Any]:

@@ -85,9 +85,11 @@ class TaskStore(StoreBase):
         """Take over answers that were given elsewhere, as this annotator's; how many were new.
 
         Each takes an open slot of its task, or a further one. An answer of this annotator that is
-        there already is left as it is.
+        there already is left as it is, and so is the first of several to one task.
         """
-        wanted = {answer.task_id: answer for answer in answers}
+        wanted: dict[str, Answer] = {}
+        for answer in answers:
+            wanted.setdefault(answer.task_id, answer)
         with self._write() as session:
             require_rows(session, TaskRow, wanted, "task")
             require_rows(session, UserRow, [annotator_id], "user")

@@ -162,7 +162,8 @@ def test_pick_a_pic_keeps_users_and_ties(make_place, tmp_path):
     with make_place("sqlite").open() as store:
         done = import_pickapic(store, tmp_path / "rows.parquet")
         assert (done.prompts, done.candidates, done.answers) == (1, 3, 3)
-        assert import_pickapic(store, tmp_path / "rows.parquet").answers == 0
+        again = import_pickapic(store, tmp_path / "rows.parquet")
+        assert (again.answers, again.repeated) == (0, 3)
         users = {user.name: user.is_active for user in store.users()}
         assert users == {"pickapic-11": False, "pickapic-12": False}
         assert store.authenticate("pickapic-11", "") is None
@@ -180,6 +181,20 @@ def test_pick_a_pic_keeps_users_and_ties(make_place, tmp_path):
         pytest.raises(StoreError, match="image a has no bytes in column jpg_0"),
     ):
         import_pickapic(store, tmp_path / "rows.parquet")
+
+
+def test_of_two_rows_about_the_same_images_the_first_stands_and_the_other_is_counted(
+    make_place, tmp_path
+):
+    """As an export of two questions has them, or a person who changed their mind."""
+    first = pickapic_rows()[0]
+    rows = [first, first | {"label_0": 0.0, "label_1": 1.0, "best_image_uid": "b"}]
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "rows.parquet")
+    with make_place("sqlite").open() as store:
+        done = import_pickapic(store, tmp_path / "rows.parquet")
+        assert (done.answers, done.repeated) == (1, 1)
+        [pair] = cut_snapshot(store, tmp_path / "snapshot").pairs()
+    assert (pair.chosen_id, pair.rejected_id) == ("a", "b")
 
 
 @pytest.mark.parametrize(
