@@ -220,7 +220,7 @@ def _inside(folder: Path, name: str) -> Path:
     """A file below ``folder``: a list from elsewhere must not read other files."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise StoreError(f"{name!r} leads out of {folder}")
+        raise StoreError(f"{name!r} leads out of {folder}, the folder that must hold all images")
     return path
 
 

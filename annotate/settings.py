@@ -138,7 +138,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: it is not YAML, or no mapping.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
+        folder = path.parent
+        if not folder.is_dir() and path.parts[:1] == ("configs",):
+            folder = configs_folder().joinpath(*path.parts[1:-1])
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise FileNotFoundError(f"no configuration file at {path}{hint}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

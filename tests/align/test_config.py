@@ -107,6 +107,8 @@ def test_broken_files_are_named(tmp_path):
     path = tmp_path / "broken.yaml"
     with pytest.raises(FileNotFoundError, match=r"broken\.yaml"):
         load_config(SFTConfig, path)
+    with pytest.raises(FileNotFoundError, match=r"; did you mean configs/tiny/sft\.yaml\?"):
+        load_config(SFTConfig, "configs/tiny/stf.yaml")
     for text, message in (
         ("a: [", r"broken\.yaml is not valid YAML"),
         ("- a\n", "must hold a mapping of settings, got list"),
