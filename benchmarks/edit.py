@@ -4,7 +4,7 @@ An edit is a source poster, an instruction in English or Chinese, and the poster
 Posters to learn from are of specifications of the split ``train``, held-out ones of ``test``.
 
     python -m benchmarks.edit                 writes the editing pipeline and the rows to runs/edit
-    winsome sft configs/tiny/sft_edit.yaml    trains it
+    winsome sft configs/tiny/sft_edit.yaml    trains it; docs/editing.md has the second round
     python -m benchmarks.measure edit         lets it edit and reads what came out
 """
 
@@ -23,9 +23,10 @@ from annotate.records import Candidate
 from rewards.posters.edit_ruler import outside_mask_psnr, read_edit
 from rewards.posters.edits import EDITS, PosterEdit, draw_edit, instruction, random_edit
 
-__all__ = ["FOLDER", "TEST_EDITS", "edits", "measure_edits", "write_edits"]
+__all__ = ["FOLDER", "MODEL", "TEST_EDITS", "edits", "measure_edits", "write_edits"]
 
 FOLDER = Path("runs/edit")
+MODEL = FOLDER / "sft-2/final"
 TRAIN_EDITS, TEST_EDITS = 8000, 200
 NUM_STEPS = 12
 SOURCE_AREA = 128 * 128

@@ -145,10 +145,10 @@ def measure_objectives(args: argparse.Namespace) -> None:
 
 
 def measure_edit(args: argparse.Namespace) -> None:
-    """Held-out edits by the model that `configs/tiny/sft_edit.yaml` trains."""
-    from benchmarks.edit import FOLDER, by_kind, measure_edits
+    """Held-out edits by the model that `configs/tiny/sft_edit.yaml` trains, in two rounds."""
+    from benchmarks.edit import FOLDER, MODEL, by_kind, measure_edits
 
-    raw = measure_edits(FOLDER / "sft/final", FOLDER / "benchmark")
+    raw = measure_edits(MODEL, FOLDER / "benchmark")
     print(f"met by kind: {by_kind(raw['edits'])}", flush=True)
     bars = [name for name, bar in BARS.items() if bar.area == "edit"]
     record(bars, raw, "python -m benchmarks.measure edit")
