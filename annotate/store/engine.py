@@ -140,7 +140,8 @@ class StoreBase:
         if self._write_lock is None:
             yield
             return
-        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
+        # The thread before may itself wait for another process so long.
+        if not self._write_lock.acquire(timeout=2 * BUSY_TIMEOUT_S):
             where = self.engine.url.render_as_string(hide_password=True)
             raise StoreAccessError(f"the store at {where} is busy with another write", code="busy")
         try:

@@ -198,8 +198,8 @@ def test_other_settings_and_other_weights_are_refused(tiny_folder, prompts, tmp_
 
 def test_a_folder_without_an_image_takes_other_settings(tiny_folder, prompts, tmp_path):
     out, other = tmp_path / "out", tmp_path / "prompts.jsonl"
-    with pytest.raises(ValueError, match="image size is 100 x"):
-        generate(config_for(tiny_folder, prompts, out, height=100))
+    with pytest.raises(FileNotFoundError, match="no diffusers pipeline"):
+        generate(config_for(tmp_path / "none", prompts, out))
     known = json.loads((out / "prompts.jsonl").read_text().splitlines()[0])
     other.write_text(json.dumps(known | {"text": "something else"}) + "\n")
     assert generate(config_for(tiny_folder, other, out, candidates=1)).candidates == 1
