@@ -32,8 +32,8 @@ from annotate.schema import (
     faults,
     language,
 )
+from annotate.shares import win_rate
 from annotate.snapshot import Snapshot, SnapshotError, load_snapshot
-from annotate.win_rates import win_rate
 
 __all__ = [
     "PAIR_POLICIES",

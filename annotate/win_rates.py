@@ -6,7 +6,6 @@ R. A. Bradley and M. E. Terry, "Rank analysis of incomplete block designs" (Biom
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from annotate.pairs import implied_all
 from annotate.schema import Candidate, Outcome, Pick, Task
+from annotate.shares import wilson
 
 Floats = NDArray[np.float64]
 DRAWS = 500
@@ -176,40 +176,6 @@ def pairings(
         counts = (int(wins.sum()), int(losses.sum()), int(ties.sum()))
         rows.append(Pairing(found.models[i], found.models[j], *counts, prompts, rate, low, high))
     return rows
-
-
-@dataclass(frozen=True)
-class WinRate:
-    """Share of blind comparisons that were won, a tie being half."""
-
-    value: float
-    """The mean over prompts of their own shares: one compared often counts once."""
-    ci_low: float
-    ci_high: float
-    """Of the 95 % interval over prompts (`wilson`)."""
-
-
-def win_rate(outcomes: Iterable[tuple[str, float]]) -> WinRate:
-    """Of (prompt, 1 where won, a half where tied, else 0), in any order; at least one."""
-    of_prompt: dict[str, list[float]] = defaultdict(list)
-    for prompt, outcome in outcomes:
-        of_prompt[prompt].append(outcome)
-    value = float(np.mean([np.mean(shares) for shares in of_prompt.values()]))
-    return WinRate(value, *wilson(value, len(of_prompt)))
-
-
-def wilson(share: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share of ``trials`` independent trials.
-
-    E. B. Wilson, "Probable inference" (JASA 1927). It keeps its width where all was won or lost. A
-    trial may be a mean in [0, 1], such as a prompt's: its variance is at most a coin's, and so the
-    interval is rather too wide than too narrow.
-    """
-    squared = 1.959963984540054**2
-    centre = (share + squared / (2 * trials)) / (1 + squared / trials)
-    spread = math.sqrt(squared * (share * (1 - share) + squared / (4 * trials)) / trials)
-    half = spread / (1 + squared / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _comparisons(task: Task, pick: Pick) -> list[tuple[int, int, float]]:

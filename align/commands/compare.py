@@ -72,7 +72,7 @@ def compare(
     """
     from annotate.imports import import_folder
     from annotate.schema import Outcome
-    from annotate.win_rates import win_rate
+    from annotate.shares import win_rate
 
     if first == second:
         raise ValueError(f"first and second are both {first!r}: name two models")

@@ -42,9 +42,9 @@ from align.online import train_grpo
 from align.run import RunResult
 from annotate.records import Outcome, Pick, Prompt, Question, Run, Snapshot, Split
 from annotate.settings import dump_config
+from annotate.shares import WinRate, win_rate
 from annotate.snapshot import cut_snapshot
 from annotate.store import PreferenceStore
-from annotate.win_rates import WinRate, win_rate
 from rewards.lock import FolderLock
 from rewards.train import RewardResult, train_reward
 

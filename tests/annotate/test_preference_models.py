@@ -9,7 +9,8 @@ import pytest
 from annotate.plackett_luce import Choices, best_worst_choices, fit, ranking_choices
 from annotate.records import Candidate, Generation, Pick, Task
 from annotate.reliability import annotator_reliability
-from annotate.win_rates import bradley_terry, pairings, standings, wilson, win_rate
+from annotate.shares import wilson, win_rate
+from annotate.win_rates import bradley_terry, pairings, standings
 
 
 def test_plackett_luce_is_that_of_choix():
