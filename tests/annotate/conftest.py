@@ -34,13 +34,12 @@ ENGINES = ("sqlite", "postgresql")
 def debian_cluster(programs: Path) -> Iterator[str]:
     """A throw-away cluster; as root it runs as the user postgres, as PostgreSQL demands."""
     folder = Path(tempfile.mkdtemp(prefix="winsome-pg-"))
-    prefix: list[str] = []
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres")
-        prefix = ["runuser", "-u", "postgres", "--"]
+    user = "postgres" if os.geteuid() == 0 else None
+    if user:
+        shutil.chown(folder, user)
 
     def call(*command: str) -> None:
-        subprocess.run([*prefix, *command], check=True, capture_output=True, cwd=folder)
+        subprocess.run(command, check=True, capture_output=True, cwd=folder, user=user, group=user)
 
     data = str(folder / "data")
     # A collation that is not that of bytes: no digest may depend on the server's order of text.
