@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.mmdit.source_sizes import CONDITION_AREA, check_count, seen_tokens, source_size
+from align.mmdit.source_sizes import (
+    CONDITION_AREA,
+    MAX_SOURCES,
+    check_count,
+    seen_tokens,
+    source_size,
+)
 from align.optim_config import OptimizerConfig
 
 __all__ = ["ModelShape", "Tokens", "state_bytes_per_parameter"]
@@ -26,8 +32,6 @@ HUB = {
     "Qwen/Qwen-Image-Edit-2511": "QwenImageEditPlusPipeline",
 }
 """Models of one shape, and their pipelines."""
-MAX_SOURCES = {"QwenImageEditPipeline": 1, "QwenImageEditPlusPipeline": None}
-"""Source pictures of a prompt; None: any number. Other pipelines take none."""
 
 
 @dataclass(frozen=True)

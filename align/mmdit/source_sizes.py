@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["CONDITION_AREA", "check_count", "seen_tokens", "source_size"]
+__all__ = ["CONDITION_AREA", "MAX_SOURCES", "check_count", "seen_tokens", "source_size"]
 
+MAX_SOURCES = {"QwenImageEditPipeline": 1, "QwenImageEditPlusPipeline": None}
+"""Source pictures of a prompt; None: any number. Other pipelines take none."""
 MULTIPLE = 32
 """Both sides of a resized source are multiples of so many pixels."""
 CONDITION_AREA = 384 * 384

@@ -15,7 +15,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from align.mmdit.adapters.base import SOURCE_AREA, Conditioning
 from align.mmdit.adapters.qwen_image import QwenImageAdapter
-from align.mmdit.source_sizes import CONDITION_AREA
+from align.mmdit.source_sizes import CONDITION_AREA, MAX_SOURCES
 from align.mmdit.sources import resize_source
 
 EDIT_TEMPLATE = (
@@ -38,7 +38,7 @@ class QwenImageEditAdapter(QwenImageAdapter):
     takes another, whose pixels differ by rounding.
     """
 
-    max_sources: int | None = 1
+    max_sources: int | None = MAX_SOURCES["QwenImageEditPipeline"]
     text_parts = ("text_encoder", "tokenizer", "processor")
     image_processor: Qwen2VLImageProcessorPil | None = None
 
@@ -119,7 +119,7 @@ class QwenImageEditAdapter(QwenImageAdapter):
 class QwenImageEditPlusAdapter(QwenImageEditAdapter):
     """Any number of source images a prompt (Qwen-Image-Edit-2509 and -2511)."""
 
-    max_sources: int | None = None
+    max_sources: int | None = MAX_SOURCES["QwenImageEditPlusPipeline"]
 
     def _seen(self, source: Image.Image, area: int) -> Image.Image:
         return resize_source(source, CONDITION_AREA)
